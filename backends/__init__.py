@@ -1,0 +1,163 @@
+"""HOW: one module per framework, and the NumPy reference. None of them knows another.
+
+`load(name)` imports a framework into this process; PyTorch and TensorFlow should not share one,
+so the product runs every backend in a worker of its own (`backends.client`).
+
+>>> import backends, zoo
+>>> model = zoo.get("cnn-padded")
+>>> network = backends.load("reference").build(model, zoo.init_weights(model))
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zoo.errors import BackendUnavailable, InvalidInput, ZooError, nearest
+
+if TYPE_CHECKING:
+    from zoo.network import Backend
+
+__all__ = [
+    "ENGINES",
+    "distributions",
+    "folder_name",
+    "install_command",
+    "installed",
+    "load",
+    "names",
+    "require",
+    "training_names",
+    "trains",
+]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    module: str  # has a function `backend(engine) -> Backend`
+    needs: tuple[str, ...]  # import names of the framework
+    install: str
+    extra: str
+    distributions: tuple[str, ...]  # whose versions a run depends on
+    trains: bool = True
+
+
+_ENTRIES = {
+    "reference": _Entry("backends.reference", (), "", "", (), trains=False),
+    "torch": _Entry(
+        "backends.pytorch",
+        ("torch",),
+        "pip install torch torchvision onnxscript",
+        "torch",
+        ("torch", "onnxscript"),
+    ),
+    "keras": _Entry(
+        "backends.keras3",
+        ("keras", "tensorflow"),
+        "pip install keras tensorflow tf2onnx",
+        "keras",
+        ("keras", "tensorflow", "tf2onnx"),
+    ),
+}
+ENGINES = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}  # keras engine -> import name
+
+
+def names() -> list[str]:
+    """The names of all backends, installed or not."""
+    return list(_ENTRIES)
+
+
+def trains(name: str) -> bool:
+    """Whether a backend can train. Keras does on TensorFlow; on other engines it infers only."""
+    return name in _ENTRIES and _ENTRIES[name].trains
+
+
+def training_names() -> list[str]:
+    """The backends that are installed and can train, in their order."""
+    return [name for name in _ENTRIES if trains(name) and installed(name)]
+
+
+def distributions(name: str) -> tuple[str, ...]:
+    """The distributions whose versions a run on this backend depends on."""
+    return _resolve(name)[0].distributions
+
+
+def install_command(name: str) -> str:
+    """The command that installs a backend's framework; "" for the reference."""
+    return _resolve(name)[0].install
+
+
+def installed(name: str) -> bool:
+    """Whether the framework of a backend can be found, without importing it."""
+    try:
+        require(name)
+    except BackendUnavailable:
+        return False
+    return True
+
+
+def require(name: str) -> None:
+    """Raise BackendUnavailable, with the install command, if a backend's framework is missing.
+
+    Raises InvalidInput for an unknown backend or engine. Imports nothing.
+    """
+    entry, engine = _resolve(name)
+    needs = entry.needs if engine is None else ("keras", ENGINES[engine])
+    missing = [module for module in needs if importlib.util.find_spec(module) is None]
+    if missing:
+        install = entry.install if engine is None else f"pip install keras {' '.join(missing)}"
+        checkout = (Path(__file__).parents[1] / "pyproject.toml").is_file()
+        if checkout and engine is None:
+            install = f"pip install -e '.[{entry.extra}]'"
+        raise BackendUnavailable(
+            f"the backend {name!r} needs {' and '.join(missing)}, not installed",
+            "",
+            f"run: {install}",
+        )
+
+
+def load(name: str) -> Backend:
+    """Import a backend into this process.
+
+    "keras" runs on TensorFlow; "keras:jax" and "keras:torch" are the same code on another engine.
+    Raises InvalidInput for an unknown name, BackendUnavailable if the framework is missing or
+    cannot be imported (with the inner error).
+    """
+    require(name)
+    entry, engine = _resolve(name)
+    try:
+        module = importlib.import_module(entry.module)
+        backend: Backend = module.backend(engine)
+    except ZooError:
+        raise
+    except Exception as error:
+        raise BackendUnavailable(
+            f"the backend {name!r} is installed but cannot be used: {type(error).__name__}: {error}",
+            "",
+            f"reinstall it: {entry.install}",
+        ) from error
+    return backend
+
+
+def folder_name(name: str) -> str:
+    """The name of a backend as part of a path: keras:jax -> keras-jax."""
+    return name.replace(":", "-")
+
+
+def _resolve(name: str) -> tuple[_Entry, str | None]:
+    base, _, engine = name.partition(":")
+    if base not in _ENTRIES or (engine and base != "keras"):
+        raise InvalidInput(f"unknown backend {name!r}", "--backend", nearest(name, names()))
+    if engine and engine not in ENGINES:
+        raise InvalidInput(
+            f"unknown keras engine {engine!r}", "--backend", nearest(engine, ENGINES)
+        )
+    return _ENTRIES[base], engine or None
+
+
+# The frameworks read these when they are imported: their own chatter is nobody's news.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -1,0 +1,184 @@
+"""The parent's side of a backend: start its worker, ask it, and name it when it dies.
+
+One framework per process: PyTorch and TensorFlow never share one, a crash of either is an error
+that names it, and the user's own settings (KERAS_HOME, thread counts) do not reach it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import backends
+from backends import messages
+from zoo import data, errors, machine
+from zoo.errors import MachineError, NotSupported, WorkerDied, ZooError
+from zoo.model import Model
+from zoo.training import Progress, Trained
+
+_BOOT = "import sys; sys.path.append(sys.argv.pop(1)); from backends.worker import main; main()"
+
+
+class Worker:
+    """A running backend process. Use it as a context manager; leaving ends the process."""
+
+    def __init__(self, backend: str, threads: int | None = None) -> None:
+        """Start the process; the framework itself loads with the first request.
+
+        Raises BackendUnavailable if the framework is not installed.
+        """
+        backends.require(backend)
+        self.backend = backend
+        self._home = tempfile.mkdtemp(prefix="zoo-worker-")
+        root = str(Path(backends.__file__).parents[1])
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _BOOT, root, backend],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=self._environment(threads or machine.threads()),
+            )
+        except OSError as error:
+            shutil.rmtree(self._home, ignore_errors=True)
+            raise MachineError(f"cannot start the backend {backend!r}: {error.strerror}") from None
+
+    def _environment(self, threads: int) -> dict[str, str]:
+        _, _, engine = self.backend.partition(":")
+        return {
+            **os.environ,
+            "KERAS_HOME": self._home,
+            "KERAS_BACKEND": engine or "tensorflow",
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            "OPENBLAS_NUM_THREADS": str(threads),
+            "TF_NUM_INTRAOP_THREADS": str(threads),
+            "TF_NUM_INTEROP_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "-1",  # the CPU is the only device so far
+        }
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process and remove what it kept on disk."""
+        if self._process.poll() is None:
+            self._process.kill()  # it holds nothing that is worth a farewell
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream:
+                try:
+                    stream.close()
+                except BrokenPipeError:
+                    pass
+        shutil.rmtree(self._home, ignore_errors=True)
+
+    def ask(
+        self,
+        do: str,
+        arrays: Mapping[str, np.ndarray] | None = None,
+        progress: Progress | None = None,
+        **fields: Any,
+    ) -> tuple[dict[str, Any], messages.Arrays]:
+        """Send one request and wait for its answer.
+
+        Raises the ZooError that the worker met, WorkerDied (or MachineError, if it was killed for
+        memory) if the process ended, and WorkerDied with the inner error for a bug in it.
+        """
+        stdin, stdout = self._process.stdin, self._process.stdout
+        if stdin is None or stdout is None:  # both are pipes
+            raise RuntimeError("the worker has no pipes")
+        try:
+            messages.send(stdin, {"do": do, **fields}, arrays)
+            while True:
+                answer, tensors = messages.receive(stdout)
+                if "progress" not in answer:
+                    break
+                if progress:
+                    progress(*answer["progress"])
+        except (EOFError, BrokenPipeError):
+            raise self._death(do) from None
+        if "error" in answer:
+            kind = getattr(errors, answer["error"]["class"], ZooError)
+            raise kind(*answer["error"]["arguments"])
+        if "bug" in answer:
+            died = WorkerDied(f"the backend {self.backend!r} failed to {do}: {answer['bug']}")
+            died.add_note(answer["traceback"])
+            raise died
+        return answer, tensors
+
+    def _death(self, do: str) -> ZooError:
+        code = self._process.wait()
+        what = f"the backend {self.backend!r} died while asked to {do}"
+        if code == -signal.SIGKILL:
+            return MachineError(f"{what}: killed, as happens when memory runs out", "", "free some memory")
+        reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return WorkerDied(f"{what}: {reason}")
+
+    def versions(self) -> dict[str, str]:
+        """The versions of the backend's framework."""
+        versions: dict[str, str] = self.ask("hello")[0]["versions"]
+        return versions
+
+    def send_data(self, split: data.Split) -> None:
+        """Hand over the images of the next trainings (uint8)."""
+        self.ask("data", vars(split))
+
+    def build(
+        self, model: Model, weights: Mapping[str, np.ndarray], dtype: str = "float32"
+    ) -> RemoteNetwork:
+        """The network of a model in the worker; it replaces the one before it."""
+        self.ask("build", weights, model=model.to_dict(), dtype=dtype)
+        return RemoteNetwork(self, model)
+
+
+class RemoteNetwork:
+    """The current network of a worker: the inference side of zoo.network.Network, and training."""
+
+    def __init__(self, worker: Worker, model: Model) -> None:
+        self.worker = worker
+        self.model = model
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """(N, classes) for images float32 (N, C, H, W) in [0, 1]."""
+        return self.worker.ask("predict", {"images": images})[1]["outputs"]
+
+    def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Every layer's output by path, in the order of the model."""
+        tensors = self.worker.ask("activations", {"images": images})[1]
+        return {node.path: tensors[node.path] for node in self.model.walk()}
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The current weights in canonical form."""
+        return self.worker.ask("weights")[1]
+
+    def export_native(self) -> bytes | NotSupported:
+        """The framework's own ONNX export, or the reason why there is none."""
+        try:
+            return self.worker.ask("export_native")[1]["onnx"].tobytes()
+        except NotSupported as reason:
+            return reason
+
+    def train(self, *, seed: int, epochs: int, progress: Progress | None = None) -> Trained:
+        """Train on the data that the worker was sent; see zoo.training.train."""
+        fields, tensors = self.worker.ask(
+            "train", None, progress, model=self.model.to_dict(), seed=seed, epochs=epochs
+        )
+        parts: dict[str, dict[str, np.ndarray]] = {"weights": {}, "best": {}}
+        for name, array in tensors.items():
+            part, _, weight = name.partition("/")
+            parts[part][weight] = array
+        for rows in ("history", "epochs"):
+            fields[rows] = [tuple(row) for row in fields[rows]]
+        return Trained(weights=parts["weights"], best=parts["best"] or None, **fields)

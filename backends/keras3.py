@@ -1,0 +1,483 @@
+"""Keras 3: one rule per layer, written against `keras` alone, so any of its engines will do.
+
+Layout knowledge lives here and nowhere else. Keras computes on (N, H, W, C); a Permute at the
+input and one before each Flatten keep the outside NCHW, so that dense weights have the same rows
+as everywhere else and the exported graph has no Transpose between its layers.
+
+Keras' own Adam and RMSprop put epsilon elsewhere than the documents' framework does, and its
+cross-entropy undoes a softmax in front of it; the optimisers and the loss below follow the
+recipe's formulas instead. They are ordinary Keras classes, compiled by Keras' own training.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import io
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from functools import singledispatch
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo.errors import BackendUnavailable, InvalidInput, NotSupported, UnsupportedLayer
+from zoo.layers import (
+    AvgPool2d,
+    Conv2d,
+    Dense,
+    Dropout,
+    Flatten,
+    Layer,
+    MaxPool2d,
+    Normalize,
+    ReLU,
+    Softmax,
+)
+from zoo.machine import version
+from zoo.model import Model
+from zoo.network import OnStep
+from zoo.recipe import SGD, Adam, Optimizer, Recipe, RMSprop
+from zoo.weights import check, raw_bits
+
+
+def _quiet_import() -> None:
+    """Import keras with a home of our own and without TensorFlow's start-up lines.
+
+    `import keras` reads and writes a settings file in KERAS_HOME; the user's must neither change
+    our results nor be changed. TensorFlow prints before its log level can be set, so standard
+    error is redirected for the import alone, and shown if the import fails.
+    """
+    if "keras" in sys.modules:
+        return
+    if "KERAS_HOME" not in os.environ:
+        home = tempfile.mkdtemp(prefix="zoo-keras-")
+        atexit.register(shutil.rmtree, home, ignore_errors=True)
+        os.environ["KERAS_HOME"] = home
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    with _quiet_stderr():
+        import keras
+
+        keras.ops.zeros(1)  # looks for devices, which is when the rest of the chatter comes
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            caught.seek(0)
+            os.write(kept, caught.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+_quiet_import()
+# Every network compiles functions of its own, which TensorFlow takes for one function retraced.
+logging.getLogger("tensorflow").addFilter(lambda record: "tf.function retracing" not in record.getMessage())
+import keras  # noqa: E402
+from keras import ops  # noqa: E402
+
+CHUNK = 500  # images at a time in inference
+OPSET = 18  # the newest that tf2onnx writes
+TO_NHWC = (2, 3, 1)
+TO_NCHW = (3, 1, 2)
+
+
+@singledispatch
+def lower(layer: Layer, x: Any, path: str, dtype: str) -> Any:
+    """The symbolic output of one layer for the symbolic input x (N, H, W, C) or (N, features)."""
+    raise UnsupportedLayer(f"the backend 'keras' has no rule for {type(layer).__name__}")
+
+
+@keras.saving.register_keras_serializable("zoo")
+class _Normalize(keras.layers.Layer):  # type: ignore[misc]
+    def __init__(self, mean: Any, scale: Any, **options: Any) -> None:
+        super().__init__(**options)
+        self.mean, self.scale = mean, scale
+
+    def call(self, x: Any) -> Any:
+        mean = ops.convert_to_tensor(np.asarray(self.mean, dtype=self.compute_dtype))
+        scale = ops.convert_to_tensor(np.asarray(self.scale, dtype=self.compute_dtype))
+        return (x - mean) * scale
+
+
+@lower.register
+def normalize(layer: Normalize, x: Any, path: str, dtype: str) -> Any:
+    return _Normalize(layer.mean, layer.scale, name=path, dtype=dtype)(x)
+
+
+@lower.register
+def conv2d(layer: Conv2d, x: Any, path: str, dtype: str) -> Any:
+    top, left, bottom, right = layer.padding
+    if any(layer.padding):
+        x = keras.layers.ZeroPadding2D(
+            ((top, bottom), (left, right)),
+            data_format="channels_last",
+            name=f"{path}.padding",
+            dtype=dtype,
+        )(x)
+    return keras.layers.Conv2D(
+        layer.filters,
+        layer.kernel,
+        strides=layer.stride,
+        padding="valid",
+        data_format="channels_last",
+        dilation_rate=1,
+        groups=1,
+        activation=None,
+        use_bias=layer.bias,
+        kernel_initializer="zeros",
+        bias_initializer="zeros",
+        name=path,
+        dtype=dtype,
+    )(x)
+
+
+@lower.register
+def relu(layer: ReLU, x: Any, path: str, dtype: str) -> Any:
+    return keras.layers.ReLU(max_value=None, negative_slope=0.0, threshold=0.0, name=path, dtype=dtype)(x)
+
+
+@lower.register
+def max_pool2d(layer: MaxPool2d, x: Any, path: str, dtype: str) -> Any:
+    return keras.layers.MaxPooling2D(
+        layer.size,
+        strides=layer.stride,
+        padding="valid",
+        data_format="channels_last",
+        name=path,
+        dtype=dtype,
+    )(x)
+
+
+@lower.register
+def avg_pool2d(layer: AvgPool2d, x: Any, path: str, dtype: str) -> Any:
+    return keras.layers.AveragePooling2D(
+        layer.size,
+        strides=layer.stride,
+        padding="valid",
+        data_format="channels_last",
+        name=path,
+        dtype=dtype,
+    )(x)
+
+
+@lower.register
+def dropout(layer: Dropout, x: Any, path: str, dtype: str) -> Any:
+    return keras.layers.Dropout(layer.rate, noise_shape=None, seed=0, name=path, dtype=dtype)(x)
+
+
+@lower.register
+def flatten(layer: Flatten, x: Any, path: str, dtype: str) -> Any:
+    x = keras.layers.Permute(TO_NCHW, name=f"{path}.permute", dtype=dtype)(x)
+    return keras.layers.Flatten(data_format="channels_last", name=path, dtype=dtype)(x)
+
+
+@lower.register
+def dense(layer: Dense, x: Any, path: str, dtype: str) -> Any:
+    return keras.layers.Dense(
+        layer.units,
+        activation=None,
+        use_bias=layer.bias,
+        kernel_initializer="zeros",
+        bias_initializer="zeros",
+        name=path,
+        dtype=dtype,
+    )(x)
+
+
+@lower.register
+def softmax(layer: Softmax, x: Any, path: str, dtype: str) -> Any:
+    return keras.layers.Softmax(axis=-1, name=path, dtype=dtype)(x)
+
+
+class _Rule(keras.optimizers.Optimizer):  # type: ignore[misc]
+    """A Keras optimiser that applies one written formula of zoo.recipe.
+
+    Hyper-parameters become constants of the variable's own dtype: a Python float that passes
+    through Keras' casts is rounded to float32 on TensorFlow, even in a float64 network.
+    """
+
+    slots: tuple[str, ...] = ()
+
+    def __init__(self, recipe: Optimizer) -> None:
+        super().__init__(learning_rate=recipe.learning_rate, name="optimizer")
+        self.recipe = recipe
+
+    def build(self, variables: Any) -> None:
+        if self.built:
+            return
+        super().build(variables)
+        self._slots = {
+            slot: [self.add_variable_from_reference(v, name=slot) for v in variables] for slot in self.slots
+        }
+
+    def _slot(self, name: str, variable: Any) -> Any:
+        return self._slots[name][self._get_variable_index(variable)]
+
+    @staticmethod
+    def _constant(value: float, variable: Any) -> Any:
+        return ops.convert_to_tensor(np.asarray(value, keras.backend.standardize_dtype(variable.dtype)))
+
+
+class _SGD(_Rule):
+    slots = ("velocity",)
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        rate = self._constant(self.recipe.learning_rate, variable)
+        if self.recipe.momentum:
+            momentum = self._constant(self.recipe.momentum, variable)
+            slot = self._slot("velocity", variable)
+            velocity = momentum * slot + gradient
+            self.assign(slot, velocity)
+            gradient = gradient + momentum * velocity if self.recipe.nesterov else velocity
+        self.assign_sub(variable, rate * gradient)
+
+
+class _Adam(_Rule):
+    slots = ("momentum", "velocity")
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        beta1, beta2 = self.recipe.beta1, self.recipe.beta2
+        m, v = self._slot("momentum", variable), self._slot("velocity", variable)
+        new_m = self._constant(beta1, m) * m + self._constant(1 - beta1, m) * gradient
+        new_v = self._constant(beta2, v) * v + self._constant(1 - beta2, v) * ops.square(gradient)
+        self.assign(m, new_m)
+        self.assign(v, new_v)
+        # The bias corrections in float64: 1 - 0.999^t loses 1e-5 of itself in float32 at t = 1.
+        t = ops.cast(self.iterations, "float64") + 1
+        correction1 = 1 - ops.power(ops.convert_to_tensor(np.float64(beta1)), t)
+        correction2 = ops.sqrt(1 - ops.power(ops.convert_to_tensor(np.float64(beta2)), t))
+        rate = ops.convert_to_tensor(np.float64(self.recipe.learning_rate)) / correction1
+        dtype = keras.backend.standardize_dtype(variable.dtype)
+        rate, correction2 = ops.cast(rate, dtype), ops.cast(correction2, dtype)
+        epsilon = self._constant(self.recipe.epsilon, variable)
+        self.assign_sub(variable, rate * new_m / (ops.sqrt(new_v) / correction2 + epsilon))
+
+
+class _RMSprop(_Rule):
+    slots = ("square",)
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        alpha = self.recipe.alpha
+        s = self._slot("square", variable)
+        new_s = self._constant(alpha, s) * s + self._constant(1 - alpha, s) * ops.square(gradient)
+        self.assign(s, new_s)
+        rate = self._constant(self.recipe.learning_rate, variable)
+        epsilon = self._constant(self.recipe.epsilon, variable)
+        self.assign_sub(variable, rate * gradient / (ops.sqrt(new_s) + epsilon))
+
+
+_RULES: dict[type[Optimizer], type[_Rule]] = {SGD: _SGD, Adam: _Adam, RMSprop: _RMSprop}
+
+
+def _cross_entropy(labels: Any, outputs: Any) -> Any:
+    """-log_softmax(outputs)[label] per image, whatever layer gave the outputs."""
+    log_softmax = ops.log_softmax(outputs, axis=-1)
+    return -ops.take_along_axis(log_softmax, ops.cast(labels, "int32")[:, None], axis=-1)[:, 0]
+
+
+@contextlib.contextmanager
+def _precision(dtype: str) -> Iterator[None]:
+    """Keras' two global switches of precision, both of which must be set, and set back."""
+    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
+    keras.config.set_floatx(dtype)
+    keras.config.set_dtype_policy(dtype)
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(floatx)
+        keras.config.set_dtype_policy(policy)
+
+
+class KerasNetwork:
+    """A model in Keras; a zoo.network.Network."""
+
+    def __init__(self, model: Model, weights: Mapping[str, np.ndarray], dtype: str) -> None:
+        self.model = model
+        self.dtype = dtype
+        checked = check(model, weights)
+        with _precision(dtype):
+            image = keras.Input(model.input_shape, name="image", dtype=dtype)
+            x = keras.layers.Permute(TO_NHWC, name="to_nhwc", dtype=dtype)(image)
+            self._outputs = {}
+            for node in model.walk():
+                x = lower(node.layer, x, node.path, dtype)
+                self._outputs[node.path] = x
+            self.network = keras.Model(image, x, name=model.name)
+        self._inner: Any = None
+        self._rule: _Rule | None = None
+        self._pending: dict[str, np.ndarray] = {}
+        self._load(checked)
+
+    def _variables(self) -> Iterator[tuple[str, Any, tuple[int, ...], tuple[int, ...]]]:
+        """(canonical name, variable, axes to Keras' layout, axes back) of every weight."""
+        for node in self.model.walk():
+            for weight in node.layer.weights(node.input_shape):
+                layer = self.network.get_layer(node.path)
+                variable = layer.kernel if weight.name == "weight" else layer.bias
+                if len(weight.shape) == 4:  # OIHW <-> HWIO
+                    axes = (2, 3, 1, 0), (3, 2, 0, 1)
+                else:  # (units, features) <-> (features, units); biases stay
+                    reverse = tuple(range(len(weight.shape)))[::-1]
+                    axes = reverse, reverse
+                yield f"{node.path}.{weight.name}", variable, *axes
+
+    def _load(self, weights: Mapping[str, np.ndarray]) -> None:
+        for name, variable, axes, _ in self._variables():
+            variable.assign(np.ascontiguousarray(weights[name].transpose(axes)).astype(self.dtype))
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """(N, classes) in the network's dtype."""
+        with _precision(self.dtype):
+            images = images.astype(self.dtype)
+            return np.asarray(self.network.predict(images, batch_size=CHUNK, verbose=0))
+
+    def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Every layer's output by path, 4-D ones back in NCHW."""
+        with _precision(self.dtype):
+            if self._inner is None:
+                self._inner = keras.Model(self.network.inputs, self._outputs)
+            images = images.astype(self.dtype)
+            outputs = self._inner.predict(images, batch_size=CHUNK, verbose=0)
+        return {
+            path: np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if x.ndim == 4 else x
+            for path, x in outputs.items()
+        }
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The current weights in canonical form."""
+        return {
+            name: np.ascontiguousarray(ops.convert_to_numpy(variable).transpose(back))
+            for name, variable, _, back in self._variables()
+        }
+
+    def export_native(self, path: str | Path) -> None:
+        """Keras' own Model.export to ONNX."""
+        if keras.backend.backend() == "jax":
+            raise NotSupported("Keras exports ONNX from JAX only with jax2onnx, which is not used here")
+        needs = "tf2onnx" if keras.backend.backend() == "tensorflow" else "onnxscript"
+        if version(needs) is None:
+            raise NotSupported(f"Keras' ONNX export needs {needs}", "", f"pip install {needs}")
+        self.network(np.zeros((1, *self.model.input_shape), dtype=self.dtype))  # Keras insists on a call
+        kept = logging.root.manager.disable
+        logging.disable(logging.INFO)
+        try:
+            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet_stderr():
+                warnings.simplefilter("ignore", FutureWarning)
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self.network.export(str(path), format="onnx", verbose=False, opset_version=OPSET)
+        finally:
+            logging.disable(kept)
+        if not Path(path).is_file():
+            raise NotSupported("Keras' ONNX export wrote no file")
+
+    def train_epoch(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        order: np.ndarray,
+        recipe: Recipe,
+        on_step: OnStep,
+        seed: int = 0,
+    ) -> None:
+        """One epoch of Keras' compiled training over images[order]."""
+        with _precision(self.dtype):
+            self._compile(recipe)
+            for node in self.model.walk():
+                if isinstance(node.layer, Dropout):
+                    draw = raw_bits(seed, node.path, 2) >> np.uint64(33)
+                    generator = self.network.get_layer(node.path).seed_generator
+                    generator.state.assign(draw.astype(generator.state.dtype))
+            size = recipe.batch_size
+            for step, start in enumerate(range(0, len(order), size), start=1):
+                batch = order[start : start + size]
+                x = images[batch].astype(self.dtype, copy=False)
+                loss, batch_accuracy = self.network.train_on_batch(x, labels[batch])
+                correct = round(float(batch_accuracy) * len(batch))  # it comes as a float32 mean
+                on_step(step, float(loss), correct / len(batch))
+
+    def _compile(self, recipe: Recipe) -> None:
+        if self._rule is not None and self._rule.recipe == recipe.optimizer:
+            return
+        rule = _RULES.get(type(recipe.optimizer))
+        if rule is None:
+            kind = type(recipe.optimizer).__name__
+            raise UnsupportedLayer(f"the backend 'keras' has no optimizer {kind}")
+        self._rule = rule(recipe.optimizer)
+        self.network.compile(
+            optimizer=self._rule,
+            loss=_cross_entropy,
+            metrics=["sparse_categorical_accuracy"],
+            jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
+        )
+        self._rule.build(self.network.trainable_variables)
+        for variable in self._rule.variables:
+            if variable.path in self._pending:
+                variable.assign(self._pending[variable.path])
+        self._pending = {}
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Weights and the optimiser's variables ("optimizer:<path>")."""
+        tensors = self.weights()
+        if self._rule is not None:
+            for variable in self._rule.variables:
+                tensors[f"optimizer:{variable.path}"] = np.array(ops.convert_to_numpy(variable))
+        return tensors, {"optimizer": repr(self._rule.recipe) if self._rule else None}
+
+    def restore(self, tensors: Mapping[str, np.ndarray], data: Mapping[str, Any]) -> None:
+        """Take weights and the optimiser's variables; the optimiser itself comes with the recipe."""
+        self._load(tensors)
+        self._rule = None
+        prefix = "optimizer:"
+        self._pending = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+class KerasBackend:
+    """Keras as a zoo.network.Backend, on the engine that this process has imported."""
+
+    def __init__(self) -> None:
+        engine = keras.backend.backend()
+        self.name = "keras" if engine == "tensorflow" else f"keras:{engine}"
+
+    def build(
+        self, model: Model, weights: Mapping[str, np.ndarray], dtype: str = "float32"
+    ) -> KerasNetwork:
+        """The network of a model; raises UnsupportedLayer if a layer has no rule here."""
+        if dtype not in ("float32", "float64"):
+            raise InvalidInput(f"dtype {dtype!r} is neither float32 nor float64")
+        return KerasNetwork(model, weights, dtype)
+
+    def versions(self) -> dict[str, str]:
+        """The versions of keras, of its engine, and of the exporter."""
+        engine = keras.backend.backend()
+        found = {name: version(name) for name in ("keras", engine, "tf2onnx")}
+        return {name: number for name, number in found.items() if number}
+
+
+def backend(engine: str | None = None) -> KerasBackend:
+    """The backend of this module; raises BackendUnavailable if keras runs on another engine."""
+    running = keras.backend.backend()
+    if running != (engine or "tensorflow"):
+        raise BackendUnavailable(
+            f"keras already runs on {running} in this process, not on {engine or 'tensorflow'}",
+            "KERAS_BACKEND",
+            "one engine per process: start another one",
+        )
+    if tuple(int(part) for part in keras.__version__.split(".")[:2]) < (3, 12):
+        raise BackendUnavailable(f"keras {keras.__version__} is too old", "", "pip install -U keras")
+    return KerasBackend()

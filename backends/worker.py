@@ -1,0 +1,137 @@
+"""The child process in which one backend runs: it answers requests until its input ends.
+
+Standard input and output carry messages (backends.messages); whatever a framework prints goes to
+standard error. One network is current: `build` replaces it, the other requests use it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import backends
+from backends import messages
+from backends.messages import Arrays
+from zoo import data, model, training
+from zoo.errors import MachineError, ZooError
+from zoo.network import Network
+
+PROGRESS_SECONDS = 0.1
+
+
+class Worker:
+    """The requests that a client may make: one method each, (fields, arrays) in and out."""
+
+    def __init__(self, name: str, output: Any) -> None:
+        self.backend = backends.load(name)
+        self.output = output
+        self.network: Network | None = None
+        self.split: data.Split | None = None
+
+    def current(self) -> Network:
+        if self.network is None:
+            raise RuntimeError("no network was built yet")
+        return self.network
+
+    def hello(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """The backend's versions."""
+        return {"name": self.backend.name, "versions": self.backend.versions()}, {}
+
+    def build(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """Make the network of a model and its weights the current one."""
+        spec = model.from_dict(fields["model"])
+        self.network = self.backend.build(spec, arrays, fields["dtype"])
+        return {}, {}
+
+    def data(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """Take the images of the next trainings."""
+        self.split = data.Split(**arrays).as_float()
+        return {}, {}
+
+    def train(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """Train the current network on the data; progress comes as messages in between."""
+        last = [0.0]
+
+        def progress(done: int, total: int, loss: float) -> None:
+            now = time.monotonic()
+            if now - last[0] >= PROGRESS_SECONDS or done == total:
+                last[0] = now
+                messages.send(self.output, {"progress": [done, total, loss]})
+
+        recipe = model.from_dict(fields["model"]).recipe
+        if self.split is None:
+            raise RuntimeError("no data was sent yet")
+        trained = training.train(
+            self.current(),
+            recipe,
+            self.split,
+            seed=fields["seed"],
+            epochs=fields["epochs"],
+            progress=progress,
+        )
+        tensors = {f"weights/{name}": array for name, array in trained.weights.items()}
+        tensors |= {f"best/{name}": array for name, array in (trained.best or {}).items()}
+        names = ("best_epoch", "accuracy", "loss", "seconds", "history", "epochs")
+        return {name: getattr(trained, name) for name in names}, tensors
+
+    def predict(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """The outputs of the current network for images."""
+        return {}, {"outputs": self.current().predict(arrays["images"])}
+
+    def activations(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """Every layer's output of the current network for images."""
+        return {}, self.current().activations(arrays["images"])
+
+    def weights(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """The canonical weights of the current network."""
+        return {}, self.current().weights()
+
+    def export_native(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """The bytes of the framework's own ONNX export of the current network."""
+        import numpy as np
+
+        with tempfile.TemporaryDirectory(prefix="zoo-export-") as folder:
+            path = Path(folder) / "native.onnx"
+            self.current().export_native(path)
+            return {}, {"onnx": np.frombuffer(path.read_bytes(), dtype=np.uint8)}
+
+
+def main() -> None:
+    """Answer requests for the backend named by the first argument."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    source = os.fdopen(os.dup(0), "rb")
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    worker: Worker | None = None
+    while True:
+        try:
+            fields, arrays = messages.receive(source)
+        except EOFError:
+            return
+        try:
+            if worker is None:
+                worker = Worker(sys.argv[1], output)
+            answer, tensors = getattr(worker, fields.pop("do"))(fields, arrays)
+            messages.send(output, answer, tensors)
+        except BrokenPipeError:
+            return
+        except ZooError as error:
+            fault = {"class": type(error).__name__, "arguments": list(error.args)}
+            messages.send(output, {"error": fault})
+        except MemoryError:
+            fault = {"class": MachineError.__name__, "arguments": ["out of memory"]}
+            messages.send(output, {"error": fault})
+        except Exception as error:
+            text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            messages.send(output, {"bug": text, "traceback": traceback.format_exc()})
+
+
+if __name__ == "__main__":
+    main()

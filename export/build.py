@@ -1,0 +1,333 @@
+"""The whole way of one run: train in a worker, export, cross-check, publish.
+
+A run is published only if every check passed. The same inputs are not trained again; other
+inputs train anew, after one line that says what differed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import backends
+import zoo
+from backends.client import RemoteNetwork, Worker
+from export import crosscheck
+from export.card import model_card
+from zoo import data, machine, runs, training, weights
+from zoo.errors import CheckFailed, InvalidInput, MachineError, NotSupported, ZooError
+from zoo.model import Model
+from zoo.training import Progress, Trained
+
+Say = Callable[[str], None]
+Bar = Callable[[str], AbstractContextManager[Progress | None]]
+EXPORTERS = ("direct", "native")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a build can be told; the defaults are those of the command line.
+
+    data: "auto", "mnist", "digits" or a folder. epochs: None for the recipe's own. limit: the
+    first so many training images after the split. exporter: which graph is published as
+    model.onnx, the spec's ("direct") or the framework's own ("native").
+    """
+
+    data: str = "auto"
+    data_dir: str | None = None
+    epochs: int | None = None
+    limit: int | None = None
+    seed: int = 0
+    out: Path = Path("runs")
+    force: bool = False
+    exporter: str = "direct"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.epochs < 0:
+            raise InvalidInput(f"{self.epochs} epochs", "--epochs", "give 0 (initial weights) or more")
+        if self.limit is not None and self.limit < 1:
+            raise InvalidInput(f"{self.limit} training images", "--limit", "give at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise InvalidInput(f"seed {self.seed}", "--seed", "give an integer from 0 to 2^63 - 1")
+        if self.exporter not in EXPORTERS:
+            raise InvalidInput(f"unknown exporter {self.exporter!r}", "--exporter", "direct or native")
+        if self.device != "cpu":
+            raise MachineError(f"the device {self.device!r} is not available", "--device", "use cpu")
+
+
+@dataclass
+class Outcome:
+    """How one run ended: its report, or the error that stopped it."""
+
+    model: str
+    backend: str
+    path: Path
+    report: dict[str, Any] | None = None
+    up_to_date: bool = False
+    error: ZooError | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The outcome as JSON data: the report with its path, or the error."""
+        if self.error is not None:
+            return {"model": self.model, "backend": self.backend, "error": self.error.to_dict()}
+        return {**(self.report or {}), "path": str(self.path), "up_to_date": self.up_to_date}
+
+
+def build(
+    models: Sequence[Model],
+    backend_names: Sequence[str],
+    options: Options,
+    say: Say = print,
+    bar: Bar | None = None,
+) -> list[Outcome]:
+    """Build every model on every backend; one outcome each, in that order.
+
+    A run that fails does not stop the others; its outcome holds the error. Raises
+    BackendUnavailable, DataError, InvalidInput and MachineError where nothing can be built at all.
+    say: gets lines for the user. bar: gives a progress callback for a named training.
+    """
+    for name in backend_names:
+        backends.require(name)
+        if not backends.trains(name):
+            raise InvalidInput(
+                f"the backend {name!r} does not train", "--backend", f"use {' or '.join(TRAINING)}"
+            )
+    dataset = data.load(options.data, options.data_dir, say)
+    images = dataset.train_images.shape[1:]
+    identity = dataset.sha256
+    outcomes = []
+    with _Workers() as workers:
+        for model in models:
+            for name in backend_names:
+                path = options.out / model.name / backends.folder_name(name)
+                outcome = Outcome(model.name, name, path)
+                outcomes.append(outcome)
+                try:
+                    if model.input_shape != images:
+                        raise InvalidInput(
+                            f"{model.name} takes images of {model.input_shape}, the data has {images}",
+                            "--data",
+                        )
+                    inputs = _inputs(model, name, dataset, identity, options)
+                    _build_one(model, name, dataset, inputs, options, outcome, workers, say, bar)
+                except ZooError as error:
+                    outcome.error = error
+                    say(f"{model.name} {name}: {error}")
+    return outcomes
+
+
+TRAINING = [name for name in backends.names() if backends.trains(name)]
+
+
+class _Workers:
+    """One worker per backend, started when first needed and restarted after its death."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, Worker] = {}
+        self._data: dict[str, object] = {}
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with ExitStack() as stack:
+            for worker in self._running.values():
+                stack.callback(worker.close)
+
+    @contextmanager
+    def use(self, name: str) -> Iterator[Worker]:
+        if name not in self._running:
+            self._running[name] = Worker(name)
+        try:
+            yield self._running[name]
+        except BaseException:
+            self._running.pop(name).close()
+            self._data.pop(name, None)
+            raise
+
+    def send_data(self, name: str, key: object, split: Callable[[], data.Split]) -> None:
+        """Send a split unless the worker has it already."""
+        if self._data.get(name) != key:
+            self._running[name].send_data(split())
+            self._data[name] = key
+
+
+def _inputs(
+    model: Model, backend: str, dataset: data.Dataset, identity: str, options: Options
+) -> dict[str, Any]:
+    """Everything that a run is a function of."""
+    return {
+        "zoo": zoo.__version__,
+        "spec_sha256": hashlib.sha256(model.to_json().encode()).hexdigest(),
+        "backend": backend,
+        "data": {"name": dataset.name, "sha256": identity, "limit": options.limit},
+        "seed": options.seed,
+        "epochs": _epochs(model, dataset, options),
+        "exporter": options.exporter,
+        "threads": machine.threads(),
+        "versions": machine.versions(backends.distributions(backend)),
+    }
+
+
+def _epochs(model: Model, dataset: data.Dataset, options: Options) -> int:
+    return model.recipe.epochs_on(dataset.name) if options.epochs is None else options.epochs
+
+
+def _build_one(
+    model: Model,
+    name: str,
+    dataset: data.Dataset,
+    inputs: dict[str, Any],
+    options: Options,
+    outcome: Outcome,
+    workers: _Workers,
+    say: Say,
+    bar: Bar | None,
+) -> None:
+    run = runs.Run(outcome.path)
+    with run.lock(say):
+        if not options.force and run.is_sound():
+            before = (run.manifest() or {})["inputs"]
+            changed = runs.differences(before, inputs)
+            if not changed:
+                outcome.report = json.loads(run.read("report.json"))
+                outcome.up_to_date = True
+                say(f"{model.name} {name}: up to date")
+                return
+            say(f"{model.name} {name}: {'; '.join(changed)}: training anew")
+        label = f"{model.name} {name}"
+        recipe = model.recipe
+        held_out = recipe.validation_size(len(dataset.train_labels))
+        split = data.split(dataset, held_out, options.seed, options.limit)
+        if not recipe.steps(len(split.train_labels)) and inputs["epochs"]:
+            raise InvalidInput(
+                f"{len(split.train_labels)} training images make no batch of {recipe.batch_size}",
+                "--limit",
+                "the recipe drops an incomplete batch: give more images",
+            )
+        with workers.use(name) as worker:
+            key = (held_out, options.seed, options.limit)
+            network = worker.build(model, weights.init_weights(model, options.seed))
+            workers.send_data(name, key, lambda: split)
+            with bar(label) if bar else nullcontext() as progress:
+                trained = network.train(seed=options.seed, epochs=inputs["epochs"], progress=progress)
+            say(f"{label}: trained in {trained.seconds:.1f} s, checking")
+            report, files = _check(model, name, network, trained, split, inputs, options)
+        for warning in report["warnings"]:
+            say(f"{label}: warning: {warning}")
+        run.publish(files, inputs)
+        outcome.report = report
+
+
+def _check(
+    model: Model,
+    name: str,
+    network: RemoteNetwork,
+    trained: Trained,
+    split: data.Split,
+    inputs: dict[str, Any],
+    options: Options,
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Cross-check a trained network; its report and the files of its run.
+
+    Raises CheckFailed if any witness disagrees, NotSupported if a native export was wished for
+    and there is none.
+    """
+    test_images = data.to_float(split.test_images)
+    judgement = crosscheck.judge(model, trained.weights, test_images)
+    checked = crosscheck.check_direct(model, trained.weights, judgement)
+    crosscheck.check_network(name, network, trained.weights, judgement, checked)
+    for verdict in checked.verdicts:
+        if not verdict.passed:
+            raise CheckFailed(failure(verdict), f"{model.name} {name}", "nothing was published")
+    native = checked.verdict(crosscheck.native_name(name))
+    if options.exporter == "native" and native.skipped:
+        raise NotSupported(native.skipped, f"{model.name} {name}", "use --exporter direct")
+    direct = checked.verdict(crosscheck.DIRECT)
+    shipped = direct if options.exporter == "direct" else native
+    onnx_bytes = checked.onnx if options.exporter == "direct" else checked.native[name]
+    if shipped.outputs is None or shipped.output is None or shipped.decisions is None:
+        raise AssertionError("a verdict that passed has outputs")
+    if direct.logits is None:
+        raise AssertionError("the direct export always gives its logits")
+    predicted = np.bincount(shipped.outputs.argmax(axis=1), minlength=len(model.labels))
+    warnings = [
+        f"class {label} is never predicted"
+        for label, count in zip(model.labels, predicted, strict=True)
+        if not count
+    ]
+    report = {
+        "model": model.name,
+        "arguments": dict(model.arguments),
+        "backend": name,
+        "document": model.document,
+        "parameters": model.parameters,
+        "data": {
+            "name": inputs["data"]["name"],
+            "sha256": inputs["data"]["sha256"],
+            "train": len(split.train_labels),
+            "validation": len(split.validation_labels),
+            "test": len(split.test_labels),
+        },
+        "seed": options.seed,
+        "epochs": inputs["epochs"],
+        "documented_epochs": model.recipe.epochs,
+        "best_epoch": trained.best_epoch,
+        "accuracy": trained.accuracy,
+        "loss": trained.loss,
+        "onnx": {
+            "exporter": options.exporter,
+            "sha256": hashlib.sha256(onnx_bytes).hexdigest(),
+            "bytes": len(onnx_bytes),
+            "accuracy": training.accuracy(shipped.outputs, split.test_labels),
+            "max_abs_diff": shipped.output.max_abs_diff,
+            "limit": shipped.output.limit,
+            "flips": len(shipped.decisions.flips),
+            "passed": shipped.output.passed and shipped.decisions.passed,
+            "logits": {"max_ratio": direct.logits.ratio, "passed": direct.logits.passed},
+        },
+        "weights_sha256": weights.digest(trained.weights),
+        "warnings": warnings,
+        "seconds": {"train": round(trained.seconds, 3)},
+        "threads": inputs["threads"],
+        "versions": inputs["versions"],
+        "checks": checked.to_dict(),
+    }
+    about = {"model": model.title, "backend": name, "seed": options.seed}
+    files = {
+        "model.onnx": onnx_bytes,
+        "layers.onnx": checked.layers_onnx,
+        "weights.safetensors": weights.to_bytes(trained.weights, about),
+        "spec.json": model.to_json().encode(),
+        "history.csv": training.to_csv(training.HISTORY, trained.history).encode(),
+        "epochs.csv": training.to_csv(training.EPOCHS, trained.epochs).encode(),
+        "report.json": (json.dumps(report, indent=1) + "\n").encode(),
+        "README.md": model_card(model, report).encode(),
+    }
+    if name in checked.native:
+        files["native.onnx"] = checked.native[name]
+    if trained.best is not None:
+        files["best.safetensors"] = weights.to_bytes(trained.best, {**about, "epoch": trained.best_epoch})
+    return report, files
+
+
+def failure(verdict: crosscheck.Verdict) -> str:
+    """One sentence on what is wrong with a witness that failed."""
+    if verdict.error:
+        return f"{verdict.witness} failed: {verdict.error}"
+    if verdict.culprit:
+        return f"{verdict.witness} disagrees from {verdict.culprit} on: {verdict.layers[verdict.culprit]}"
+    if verdict.output and not verdict.output.passed:
+        return f"{verdict.witness} disagrees: {verdict.output}"
+    if verdict.logits and not verdict.logits.passed:
+        return f"{verdict.witness} disagrees: logits {verdict.logits}"
+    forbidden = verdict.decisions.forbidden if verdict.decisions else []
+    return f"{verdict.witness} decides otherwise on images {forbidden[:10]}"

@@ -1,0 +1,88 @@
+"""The model card of a run: what the network is, what it scores, how it was checked. Markdown."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+from zoo.model import Model
+
+
+def model_card(model: Model, report: dict[str, Any]) -> str:
+    """The text of a run's README.md. Text from the spec is escaped: it may be anybody's."""
+    onnx, data = report["onnx"], report["data"]
+    lines = [
+        f"# {_safe(model.title)}, trained by {report['backend']}",
+        "",
+        f"{model.parameters:,} parameters, {model.macs:,} multiply-accumulates an image, "
+        f"after {_safe(model.document) or 'no document'}.",
+        "",
+        f"Trained on {data['name']} ({data['train']:,} images, {report['epochs']} epochs, "
+        f"seed {report['seed']}); tested on {data['test']:,} images.",
+        "",
+        "| | accuracy | loss |",
+        "|---|---|---|",
+    ]
+    for part, accuracy in report["accuracy"].items():
+        if accuracy is not None:
+            lines.append(f"| {part} | {accuracy:.4f} | {report['loss'][part]:.4f} |")
+    lines += [
+        f"| `model.onnx` in onnxruntime, test | {onnx['accuracy']:.4f} | |",
+        "",
+        "## Checks",
+        "",
+        "Every witness against the spec's float64 reference, on all test images:",
+        "",
+        "| witness | max abs difference | allowed | flips |",
+        "|---|---|---|---|",
+    ]
+    for witness in report["checks"]["witnesses"]:
+        if "output" not in witness:
+            lines.append(f"| {witness['witness']} | {_safe(witness.get('skipped', ''))} | | |")
+            continue
+        output, flips = witness["output"], witness["decisions"]["flips"]
+        lines.append(
+            f"| {witness['witness']} | {output['max_abs_diff']:.1e} | {output['limit']:.1e} | {flips} |"
+        )
+    lines += [f"\n**Warning:** {_safe(warning)}" for warning in report["warnings"]]
+    lines += [
+        "",
+        "## Layers",
+        "",
+        "| layer | output | parameters |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {node.path} | {' x '.join(map(str, node.output_shape))} | {node.parameters:,} |"
+        for node in model.walk()
+    ]
+    lines += [
+        "",
+        "## Use",
+        "",
+        "```python",
+        *usage("model.onnx", model).splitlines(),
+        "```",
+        "",
+        f"Input `image`: float32 [batch, {', '.join(map(str, model.input_shape))}], pixels in [0, 1], "
+        f"white ink on black. Output `{model.output}`: float32 [batch, {len(model.labels)}].",
+    ]
+    if model.notes:
+        lines += ["", "## Notes", "", *(f"- {_safe(note)}" for note in model.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def usage(path: str, model: Model) -> str:
+    """Four lines of Python that run the exported file."""
+    return (
+        "import numpy, onnxruntime\n"
+        f"session = onnxruntime.InferenceSession({path!r})\n"
+        f"image = numpy.zeros((1, {', '.join(map(str, model.input_shape))}), dtype=numpy.float32)\n"
+        f"print(session.run([{model.output!r}], {{'image': image}})[0].argmax(axis=1))"
+    )
+
+
+def _safe(text: str) -> str:
+    """Text that Markdown and HTML show as it is."""
+    escaped = html.escape(text, quote=False)
+    return "".join("\\" + c if c in r"\`*_[]|#!" else c for c in escaped)

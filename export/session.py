@@ -1,0 +1,48 @@
+"""onnxruntime, with the options that every comparison here uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnxruntime
+
+from zoo import machine
+from zoo.errors import DataError
+
+CHUNK = 500  # images at a time
+
+
+class Session:
+    """A loaded ONNX model. It is loaded from bytes, so that no other file can be drawn in."""
+
+    def __init__(self, onnx_bytes: bytes, optimize: bool = True, threads: int | None = None) -> None:
+        """Raises DataError if onnxruntime cannot load the bytes."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or machine.threads()
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        if not optimize:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            self.session = onnxruntime.InferenceSession(
+                onnx_bytes, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's own exceptions share no base class
+            raise DataError(f"onnxruntime cannot load the model: {str(error).splitlines()[0]}") from None
+        self.input = self.session.get_inputs()[0].name
+        self.outputs = [output.name for output in self.session.get_outputs()]
+
+    def run(self, images: np.ndarray, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """The named outputs (all, unless told) for images float32 (N, C, H, W) in [0, 1]."""
+        names = list(outputs or self.outputs)
+        parts = [
+            self.session.run(names, {self.input: images[start : start + CHUNK]})
+            for start in range(0, len(images), CHUNK)
+        ]
+        return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """The first output, (N, classes)."""
+        return self.run(images, self.outputs[:1])[self.outputs[0]]

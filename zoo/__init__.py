@@ -1,0 +1,32 @@
+"""The CNN zoo: each documented CNN specified once, as data, and realised by every backend.
+
+This package says WHAT: layers, models, recipes, weights, data, training, runs, the command line.
+It imports no framework, and importing it imports no NumPy.
+
+>>> import zoo
+>>> model = zoo.get("cnn-padded")
+>>> model.parameters
+28938
+>>> [node.path for node in model.walk()][:3]
+['conv1', 'relu1', 'pool1']
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zoo.model import Model, load_spec
+from zoo.registry import get, names
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["Model", "__version__", "get", "init_weights", "load_spec", "names"]
+__version__ = "0.1.0"
+
+
+def init_weights(model: Model, seed: int = 0) -> dict[str, np.ndarray]:
+    """Initial canonical weights: {"conv1.weight": float32 (O, I, kh, kw), ...}; see zoo.weights."""
+    from zoo import weights
+
+    return weights.init_weights(model, seed)

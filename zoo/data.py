@@ -1,0 +1,394 @@
+"""Data sets: MNIST and other folders of IDX files, and the embedded `digits` that needs no network.
+
+On disk the layout is torchvision's, `<folder>/MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte`
+with or without .gz, so an existing torchvision folder is found and used. Images stay uint8
+(N, 1, H, W) until a backend needs them; labels are int64 (N,). Files that a user supplies are
+checked for structure, files that are downloaded for SHA-256 as well.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import threading
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from zoo.errors import DataError, InvalidInput, MachineError, nearest
+
+CLASSES = 10
+LARGEST_IDX = 2**31  # bytes
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
+CONNECT_SECONDS = 5.0  # for all mirrors together
+STALL_SECONDS = 15.0
+
+
+class Official(NamedTuple):
+    """Size in bytes and SHA-256 of one of MNIST's official .gz files."""
+
+    size: int
+    sha256: str
+
+
+MNIST_GZ = {
+    FILES[0]: Official(9_912_422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+    FILES[1]: Official(28_881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+    FILES[2]: Official(1_648_877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+    FILES[3]: Official(4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
+}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images uint8 (N, 1, H, W) with labels int64 (N,), as the data set divides them."""
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    source: str = ""
+
+    @property
+    def sha256(self) -> str:
+        """A hash of every image and label, whatever file they came from."""
+        total = hashlib.sha256()
+        for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            total.update(f"{array.shape}".encode())
+            total.update(np.ascontiguousarray(array).tobytes())
+        return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of one training run. images: uint8, or float32 in [0, 1] after `as_float`."""
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    validation_images: np.ndarray
+    validation_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+    def as_float(self) -> Split:
+        """The same images as float32 in [0, 1]."""
+        parts = ("train_images", "validation_images", "test_images")
+        return replace(self, **{part: to_float(getattr(self, part)) for part in parts})
+
+
+def to_float(images: np.ndarray) -> np.ndarray:
+    """uint8 0..255 -> float32 in [0, 1]."""
+    return images.astype(np.float32) / np.float32(255)
+
+
+def split(dataset: Dataset, validation: int, seed: int, limit: int | None = None) -> Split:
+    """Hold out `validation` training images at random, then keep the first `limit` of the rest.
+
+    The split is a function of the seed alone. Validation and test images stay whole.
+    """
+    from zoo.training import permutation
+
+    count = len(dataset.train_labels)
+    if validation:
+        order = permutation(seed, "split", count)
+        train, held_out = order[: count - validation], order[count - validation :]
+    else:
+        train, held_out = np.arange(count), np.arange(0)
+    train = train[:limit]
+    return Split(
+        dataset.train_images[train],
+        dataset.train_labels[train],
+        dataset.train_images[held_out],
+        dataset.train_labels[held_out],
+        dataset.test_images,
+        dataset.test_labels,
+    )
+
+
+def load(data: str = "auto", folder: str | Path | None = None, say: Callable[[str], None] = print) -> Dataset:
+    """A data set by name ("auto", "mnist", "digits") or by the path of a folder of IDX files.
+
+    folder: where MNIST lies or is downloaded to; see `data_folder`. say: gets lines for the user.
+    "auto" is MNIST where it is on disk or can be downloaded, otherwise `digits` with a loud line.
+    Raises InvalidInput for an unknown name, DataError for missing or corrupt files, MachineError
+    where a download is impossible.
+    """
+    if data == "digits":
+        return digits()
+    if data in ("auto", "mnist"):
+        root = data_folder(folder)
+        place = find(root)
+        if place is None:
+            try:
+                place = download(root, say)
+            except MachineError as error:
+                if data == "mnist":
+                    raise
+                say(
+                    "NOTE: MNIST is neither on disk nor to be downloaded "
+                    f"({error.what}): using the 1,797 embedded `digits` instead"
+                )
+                return digits()
+        return read_folder(place, "mnist", verify=_is_cache(root))
+    path = Path(data)
+    try:
+        exists = path.exists()
+    except (OSError, ValueError):  # too long, NUL
+        exists = False
+    if not exists:
+        raise InvalidInput(
+            f"unknown data set {data[:80]!r}",
+            "--data",
+            nearest(data[:80], ("auto", "mnist", "digits", "PATH")),
+        )
+    place = find(path)
+    if place is None:
+        raise DataError(
+            "not a folder of IDX files",
+            path,
+            f"it needs {', '.join(FILES)}, each with or without .gz",
+        )
+    return read_folder(place, path.resolve().name or "data")
+
+
+def present(folder: str | Path | None = None) -> list[Dataset]:
+    """The data sets that can be used without a network."""
+    place = find(data_folder(folder))
+    return [digits(), *([read_folder(place, "mnist")] if place else [])]
+
+
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """A data set as JSON data: sizes, folder, hashes of its content and of its .gz files."""
+    place = Path(dataset.source)
+    files = {path.name: sha256(path) for path in sorted(place.glob("*ubyte*")) if path.is_file()}
+    known = {f"{name}.gz": official.sha256 for name, official in MNIST_GZ.items()}
+    return {
+        "name": dataset.name,
+        "train": len(dataset.train_labels),
+        "test": len(dataset.test_labels),
+        "image": list(dataset.train_images.shape[1:]),
+        "sha256": dataset.sha256,
+        "source": dataset.source,
+        "files": {
+            name: {"sha256": value, "official": known[name] == value if name in known else None}
+            for name, value in files.items()
+        },
+    }
+
+
+def data_folder(folder: str | Path | None = None) -> Path:
+    """Where data sets live: `folder`, else ZOO_DATA, else the user's cache folder."""
+    if folder:
+        return Path(folder)
+    if os.environ.get("ZOO_DATA"):
+        return Path(os.environ["ZOO_DATA"])
+    return cache_folder()
+
+
+def cache_folder() -> Path:
+    """The user's cache folder of the zoo."""
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("cnn-zoo", appauthor=False))
+
+
+def _is_cache(root: Path) -> bool:
+    return root == cache_folder()
+
+
+def find(root: Path) -> Path | None:
+    """The folder below root (itself, raw/ or MNIST/raw/) that holds all four IDX files, or None."""
+    try:
+        for place in (root / "MNIST" / "raw", root / "raw", root):
+            if all(_file(place, name) for name in FILES):
+                return place
+    except OSError as error:
+        raise MachineError(f"cannot look for data: {error.strerror}", root) from None
+    return None
+
+
+def _file(place: Path, name: str) -> Path | None:
+    for path in (place / name, place / f"{name}.gz"):
+        if path.is_file():
+            return path
+    return None
+
+
+def read_folder(place: Path, name: str, verify: bool = False) -> Dataset:
+    """The data set in a folder of four IDX files; verify: hold .gz files to MNIST's SHA-256."""
+    arrays = []
+    for file in FILES:
+        path = _file(place, file)
+        if path is None:
+            raise DataError(f"{file} is missing", place)
+        if verify and path.suffix == ".gz" and sha256(path) != MNIST_GZ[file].sha256:
+            raise DataError("the file was altered after its download", path, "delete it and try again")
+        arrays.append(read_idx(path, dimensions=3 if "images" in file else 1))
+    for images, labels, part in ((arrays[0], arrays[1], "train"), (arrays[2], arrays[3], "t10k")):
+        if len(images) != len(labels):
+            raise DataError(f"{len(images):,} {part} images and {len(labels):,} labels", place)
+        if labels.max() >= CLASSES:
+            raise DataError(f"a {part} label is {labels.max()}, outside 0..{CLASSES - 1}", place)
+    if arrays[0].shape[1:] != arrays[2].shape[1:]:
+        raise DataError(f"images of {arrays[0].shape[1:]} and of {arrays[2].shape[1:]}", place)
+    train, train_labels, test, test_labels = arrays
+    return Dataset(
+        name,
+        train[:, None],
+        train_labels.astype(np.int64),
+        test[:, None],
+        test_labels.astype(np.int64),
+        str(place),
+    )
+
+
+def read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """The array of an IDX file of unsigned bytes, .gz or not; raises DataError if it is not sound.
+
+    Nothing beyond the size that the header announces is ever unpacked.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            header = file.read(4)
+            if len(header) < 4 or header[:2] != b"\0\0":
+                raise DataError("not an IDX file", path)
+            if header[2] != 8:
+                raise DataError(f"IDX element type {header[2]:#x}, only unsigned bytes are read", path)
+            if header[3] != dimensions:
+                raise DataError(f"{header[3]} dimensions where {dimensions} are expected", path)
+            sizes = file.read(4 * dimensions)
+            if len(sizes) < 4 * dimensions:
+                raise DataError("the IDX header is cut off", path)
+            shape = tuple(int(n) for n in np.frombuffer(sizes, dtype=">u4"))
+            count = int(np.prod(shape, dtype=object))
+            if not 0 < count <= LARGEST_IDX:
+                raise DataError(f"the IDX header announces the shape {shape}", path)
+            values = bytearray()
+            while chunk := file.read(min(2**24, count + 1 - len(values))):
+                values += chunk
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"the .gz is damaged: {error}", path, "fetch it again") from None
+    except OSError as error:
+        raise DataError(f"cannot read: {error.strerror}", path) from None
+    if len(values) != count:
+        relation = "more" if len(values) > count else "fewer"
+        raise DataError(f"{relation} values than the {count:,} that the IDX header announces", path)
+    return np.frombuffer(bytes(values), dtype=np.uint8).reshape(shape)
+
+
+def digits() -> Dataset:
+    """The embedded data set: 1,797 real scans of handwritten digits, brought to 1 x 28 x 28.
+
+    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (UCI), the 8 x 8
+    images with 17 grey levels that scikit-learn ships as `load_digits`. They are enlarged to
+    20 x 20 and centred in 28 x 28, as MNIST's digits are. The first 1,500 train, the last 297
+    (by other writers, since the file is in the order of its writers) test.
+    """
+    place = Path(__file__).parent / "digits"
+    small = read_idx(place / "images-idx3-ubyte.gz", dimensions=3)
+    labels = read_idx(place / "labels-idx1-ubyte.gz", dimensions=1).astype(np.int64)
+    images = _enlarge(small)[:, None]
+    return Dataset("digits", images[:1500], labels[:1500], images[1500:], labels[1500:], str(place))
+
+
+def _enlarge(small: np.ndarray) -> np.ndarray:
+    """uint8 0..16 (N, 8, 8) -> uint8 0..255 (N, 28, 28), bilinear, in exact integer arithmetic."""
+    weight = np.zeros((20, 8), dtype=np.int64)  # tenths: 8 / 20 = 4 / 10 source pixels a step
+    for row in range(20):
+        position = min(max(4 * row - 3, 0), 70)  # in tenths, pixel centres aligned
+        weight[row, position // 10] += 10 - position % 10
+        if position % 10:
+            weight[row, position // 10 + 1] += position % 10
+    hundredths = weight @ small.astype(np.int64) @ weight.T
+    large = (hundredths * 255 + 800) // 1600
+    return np.pad(large, ((0, 0), (4, 4), (4, 4))).astype(np.uint8)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def download(root: Path, say: Callable[[str], None] = print) -> Path:
+    """Download MNIST into root/MNIST/raw, verified; returns that folder.
+
+    https only, no redirects. One process at a time downloads. Raises MachineError when no mirror
+    answers within 5 seconds, or on any failure of the disk.
+    """
+    by_hand = f"or place {', '.join(f'{name}.gz' for name in FILES)} into {root / 'MNIST' / 'raw'}"
+    mirror = _first_mirror()
+    if mirror is None:
+        raise MachineError(
+            f"no mirror of MNIST answered within {CONNECT_SECONDS:g} s", MIRRORS[0], by_hand
+        )
+    import filelock
+    import pooch
+    import requests
+
+    place = root / "MNIST" / "raw"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(str(place / ".download.lock")):
+            for name, official in MNIST_GZ.items():
+                if (place / f"{name}.gz").is_file() and sha256(place / f"{name}.gz") == official.sha256:
+                    continue
+                say(f"downloading {mirror}{name}.gz")
+                pooch.retrieve(
+                    f"{mirror}{name}.gz",
+                    known_hash=f"sha256:{official.sha256}",
+                    fname=f"{name}.gz",
+                    path=place,
+                    downloader=pooch.HTTPDownloader(
+                        timeout=(CONNECT_SECONDS, STALL_SECONDS), allow_redirects=False
+                    ),
+                )
+    except ValueError as error:  # pooch: the hash differs
+        raise MachineError(f"the download is not MNIST: {error}", mirror, by_hand) from None
+    except requests.RequestException as error:
+        raise MachineError(f"the download failed: {type(error).__name__}", mirror, by_hand) from None
+    except OSError as error:
+        raise MachineError(f"cannot store MNIST: {error.strerror or error}", place) from None
+    return place
+
+
+def _first_mirror() -> str | None:
+    """The first mirror to answer a request, or None after CONNECT_SECONDS."""
+    import requests
+
+    answered: list[str] = []
+    done = threading.Event()
+    waiting = [len(MIRRORS)]
+    lock = threading.Lock()
+
+    def ask(mirror: str) -> None:
+        try:
+            requests.head(f"{mirror}{FILES[3]}.gz", timeout=CONNECT_SECONDS, allow_redirects=False)
+            answered.append(mirror)
+            done.set()
+        except requests.RequestException:
+            pass
+        with lock:
+            waiting[0] -= 1
+            if not waiting[0]:
+                done.set()
+
+    for mirror in MIRRORS:  # daemons: a resolver that hangs must not hold up the process
+        threading.Thread(target=ask, args=(mirror,), daemon=True).start()
+    done.wait(CONNECT_SECONDS)
+    return answered[0] if answered else None

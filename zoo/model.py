@@ -1,0 +1,331 @@
+"""A model: a named tuple of layers with its recipe and provenance, and its strict JSON form.
+
+`walk()` is the one place where shapes are inferred and layers are named; every consumer (weights,
+reference, lowerings, ONNX, reports) reads it. A model that cannot run cannot be constructed.
+`spec.json` holds every field with every default written out; `load_spec` refuses anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from zoo import layers as layer_language
+from zoo import recipe as recipe_language
+from zoo.errors import DataError, InvalidSpec, nearest
+from zoo.layers import LAYERS, Layer, Shape, Softmax
+from zoo.recipe import OPTIMIZERS, Recipe
+
+SPEC_VERSION = 1
+LARGEST_SPEC = 1_000_000  # bytes
+MOST_LAYERS = 10_000
+MOST_PARAMETERS = 1_000_000_000
+MOST_ACTIVATIONS = 1_000_000_000
+DIGITS = tuple("0123456789")
+
+
+class Node(NamedTuple):
+    """One layer in its place: its path (conv1, relu1, ...) and the shapes around it."""
+
+    path: str
+    layer: Layer
+    input_shape: Shape
+    output_shape: Shape
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the layer learns."""
+        return sum(prod(weight.shape) for weight in self.layer.weights(self.input_shape))
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulate operations for one image."""
+        return self.layer.macs(self.input_shape)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A convolutional network: what it is, how it is trained, where it is documented.
+
+    input_shape: (C, H, W). layers: applied in order. labels: the class of each output.
+    document: the source text. notes: one sentence per departure or inconsistency of the document.
+    arguments: the parameters with which a registered model was made, such as (("out_1", 8),).
+    Raises InvalidSpec, with the shapes up to the failing layer, if the layers do not fit together.
+    """
+
+    name: str
+    input_shape: Shape
+    layers: tuple[Layer, ...]
+    recipe: Recipe
+    labels: tuple[str, ...] = DIGITS
+    document: str = ""
+    notes: tuple[str, ...] = ()
+    arguments: tuple[tuple[str, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "name")
+        for layer in self.layers:
+            if layer.name is not None:
+                check_name(layer.name, "layer name")
+        if not self.layers:
+            raise InvalidSpec("a model needs at least one layer", "layers")
+        if len(self.layers) > MOST_LAYERS:
+            raise InvalidSpec(f"{len(self.layers):,} layers, at most {MOST_LAYERS:,} are accepted", "layers")
+        if len(self.input_shape) != 3 or any(type(n) is not int or n < 1 for n in self.input_shape):
+            raise InvalidSpec(f"{self.input_shape!r} is not (channels, height, width)", "input_shape")
+        classes = self._nodes[-1].output_shape
+        if classes != (len(self.labels),):
+            raise InvalidSpec(
+                f"the last layer gives {classes}, but there are {len(self.labels)} labels",
+                "layers",
+                f"shapes: {_trace(self.input_shape, self._nodes)}",
+            )
+
+    def walk(self) -> tuple[Node, ...]:
+        """Every layer in order, with its path, input shape and output shape."""
+        return self._nodes
+
+    @cached_property
+    def _nodes(self) -> tuple[Node, ...]:
+        nodes: list[Node] = []
+        counts: dict[str, int] = {}
+        paths: set[str] = set()
+        shape, total = self.input_shape, 0
+        for layer in self.layers:
+            counts[layer.kind] = counts.get(layer.kind, 0) + 1
+            path = layer.name or f"{layer.kind}{counts[layer.kind]}"
+            try:
+                if path in paths:
+                    raise InvalidSpec(f"two layers are called {path!r}", "layers", "rename one of them")
+                output_shape = layer.output_shape(shape)
+            except InvalidSpec as error:
+                trace = _trace(self.input_shape, nodes)
+                hint = f"{error.hint}; " if error.hint else ""
+                raise InvalidSpec(
+                    error.what, f"{path}, {error.where}", f"{hint}shapes up to here: {trace}"
+                ) from None
+            paths.add(path)
+            nodes.append(Node(path, layer, shape, output_shape))
+            total += nodes[-1].parameters
+            if total > MOST_PARAMETERS or prod(output_shape) > MOST_ACTIVATIONS:
+                raise InvalidSpec(
+                    f"{total:,} parameters and {prod(output_shape):,} activations, "
+                    f"at most {MOST_PARAMETERS:,} of each are accepted",
+                    path,
+                )
+            shape = output_shape
+        return tuple(nodes)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model learns."""
+        return sum(node.parameters for node in self._nodes)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulate operations for one image."""
+        return sum(node.macs for node in self._nodes)
+
+    @property
+    def output(self) -> str:
+        """What the last layer gives: "probabilities" after a Softmax, else "logits"."""
+        return "probabilities" if isinstance(self.layers[-1], Softmax) else "logits"
+
+    @property
+    def title(self) -> str:
+        """The name with the parameters it was made with: cnn-padded:out_1=8."""
+        return ":".join((self.name, ",".join(f"{k}={v}" for k, v in self.arguments))).rstrip(":")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The model as JSON data, every default written out."""
+        return {
+            "spec_version": SPEC_VERSION,
+            "name": self.name,
+            "arguments": dict(self.arguments),
+            "document": self.document,
+            "input_shape": list(self.input_shape),
+            "labels": list(self.labels),
+            "layers": [layer_language.to_dict(layer) for layer in self.layers],
+            "recipe": recipe_language.to_dict(self.recipe),
+            "notes": list(self.notes),
+        }
+
+    def to_json(self) -> str:
+        """The text of spec.json."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+
+
+def from_dict(data: Any, where: str = "spec") -> Model:
+    """The model of JSON data as `Model.to_dict` gives it; raises InvalidSpec naming the field."""
+    data = _object(data, where)
+    known = {"spec_version", *(f.name for f in fields(Model))}
+    _no_others(data, known, where)
+    version = data.get("spec_version")
+    if type(version) is not int or version < 1:
+        raise InvalidSpec(f"spec_version is {version!r}", where, f"this version writes {SPEC_VERSION}")
+    if version > SPEC_VERSION:
+        raise InvalidSpec(f"spec_version {version} is newer than {SPEC_VERSION}", where, "update the zoo")
+    for name in ("name", "input_shape", "layers", "recipe"):
+        if name not in data:
+            raise InvalidSpec(f"{name!r} is missing", where)
+    layers = _list(data["layers"], f"{where}.layers")
+    if len(layers) > MOST_LAYERS:
+        raise InvalidSpec(f"{len(layers):,} layers, at most {MOST_LAYERS:,} are accepted", where)
+    arguments = _object(data.get("arguments", {}), f"{where}.arguments")
+    for key, value in arguments.items():
+        if type(value) is not int:
+            raise InvalidSpec(f"{key} is {value!r}, not an integer", f"{where}.arguments")
+    return Model(
+        name=_text(data["name"], f"{where}.name"),
+        input_shape=tuple(_list(data["input_shape"], f"{where}.input_shape")),
+        layers=tuple(_layer(item, f"{where}.layers[{i}]") for i, item in enumerate(layers)),
+        recipe=_recipe(data["recipe"], f"{where}.recipe"),
+        labels=_texts(data.get("labels", list(DIGITS)), f"{where}.labels"),
+        document=_text(data.get("document", ""), f"{where}.document"),
+        notes=_texts(data.get("notes", []), f"{where}.notes"),
+        arguments=tuple(sorted(arguments.items())),
+    )
+
+
+def load_spec(path: str | Path) -> Model:
+    """The model that a spec.json file describes.
+
+    Raises DataError if the file cannot be read, InvalidSpec (naming line or field) if it is wrong.
+    """
+    path = Path(path)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InvalidSpec("not a regular file", path, "give a spec.json file")
+        with path.open("rb") as file:
+            raw = file.read(LARGEST_SPEC + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"cannot read the spec: {reason}", path) from None
+    if len(raw) > LARGEST_SPEC:
+        raise InvalidSpec(f"larger than {LARGEST_SPEC:,} bytes", path)
+    try:
+        data = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise InvalidSpec(f"not UTF-8 at byte {error.start}", path) from None
+    except json.JSONDecodeError as error:
+        raise InvalidSpec(
+            f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}", path
+        ) from None
+    except RecursionError:
+        raise InvalidSpec("nested too deeply", path) from None
+    except ValueError as error:
+        raise InvalidSpec(str(error), path) from None
+    return from_dict(data, str(path))
+
+
+def check_name(name: object, where: str) -> str:
+    """Refuse a name that could not be a folder, a tensor or a line of a table on every system."""
+    if (
+        not isinstance(name, str)
+        or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name)
+        or name.endswith(".")
+        or re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE)
+    ):
+        shown = repr(name) if len(repr(name)) < 60 else repr(name)[:60] + "..."
+        raise InvalidSpec(
+            f"{shown} is not a usable name", where, "use letters, digits, '-', '_' and '.', at most 100"
+        )
+    return name
+
+
+def _trace(input_shape: Shape, nodes: list[Node] | tuple[Node, ...]) -> str:
+    steps = [f"input {'x'.join(map(str, input_shape))}"]
+    steps += [f"{node.path} {'x'.join(map(str, node.output_shape))}" for node in nodes]
+    return " -> ".join(steps if len(steps) <= 12 else [steps[0], "...", *steps[-10:]])
+
+
+def _layer(data: Any, where: str) -> Layer:
+    data = dict(_object(data, where))
+    kind = data.pop("type", None)
+    if kind not in LAYERS:
+        raise InvalidSpec(f"unknown layer {kind!r}", where, nearest(str(kind), LAYERS))
+    return _construct(LAYERS[kind], data, where)
+
+
+def _recipe(data: Any, where: str) -> Recipe:
+    data = dict(_object(data, where))
+    optimizer = dict(_object(data.pop("optimizer", None), f"{where}.optimizer"))
+    kind = optimizer.pop("type", None)
+    if kind not in OPTIMIZERS:
+        raise InvalidSpec(
+            f"unknown optimizer {kind!r}", f"{where}.optimizer", nearest(str(kind), OPTIMIZERS)
+        )
+    data["optimizer"] = _construct(OPTIMIZERS[kind], optimizer, f"{where}.optimizer")
+    return _construct(Recipe, data, where)
+
+
+def _construct(kind: type, data: Mapping[str, Any], where: str) -> Any:
+    _no_others(data, {f.name for f in fields(kind)}, where)
+    try:
+        return kind(**data)
+    except InvalidSpec as error:
+        raise InvalidSpec(error.what, f"{where}: {error.where}", error.hint) from None
+    except TypeError as error:  # a field without default is missing
+        missing = re.findall(r"'(\w+)'", str(error))
+        raise InvalidSpec(f"{kind.__name__} needs {', '.join(missing) or error}", where) from None
+
+
+def _no_others(data: Mapping[str, Any], known: set[str], where: str) -> None:
+    for key in data:
+        if key not in known:
+            raise InvalidSpec(f"unknown field {key!r}", where, nearest(key, sorted(known)))
+
+
+def _object(data: Any, where: str) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise InvalidSpec(f"expected an object, not {_shown(data)}", where)
+    return data
+
+
+def _list(data: Any, where: str) -> list[Any]:
+    if not isinstance(data, list):
+        raise InvalidSpec(f"expected a list, not {_shown(data)}", where)
+    return data
+
+
+def _text(data: Any, where: str) -> str:
+    if not isinstance(data, str) or any(unicodedata.category(c) in ("Cc", "Cf", "Cs") for c in data):
+        raise InvalidSpec(f"expected a line of text, not {_shown(data)}", where)
+    return data
+
+
+def _texts(data: Any, where: str) -> tuple[str, ...]:
+    return tuple(_text(item, f"{where}[{i}]") for i, item in enumerate(_list(data, where)))
+
+
+def _shown(data: Any) -> str:
+    text = repr(data)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the field {key!r} stands twice")
+        result[key] = value
+    return result
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number that a spec may hold")
+
+
+def iter_weights(model: Model) -> Iterator[tuple[str, layer_language.Weight]]:
+    """Every weight of the model in order, with its full name such as "conv1.weight"."""
+    for node in model.walk():
+        for weight in node.layer.weights(node.input_shape):
+            yield f"{node.path}.{weight.name}", weight

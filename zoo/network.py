@@ -1,0 +1,78 @@
+"""The port that every backend implements: what the zoo asks of a framework, and no more.
+
+A Backend makes a Network from a model and canonical weights; everything that passes through here
+is NumPy in canonical form (images NCHW, weights as in zoo.weights), so no caller ever needs to
+know which framework answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from zoo.model import Model
+from zoo.recipe import Recipe
+
+OnStep = Callable[[int, float, float], None]
+"""Called after each optimiser step with (step in the epoch from 1, batch loss, batch accuracy)."""
+
+
+class Network(Protocol):
+    """One model with its weights, in one framework. Images: float32 (N, C, H, W) in [0, 1]."""
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """(N, classes) in the network's dtype: logits or probabilities, as the model says."""
+
+    def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Every layer's output by path: (N, C, H, W) or (N, features). Dropout is the identity."""
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The current weights in canonical form."""
+
+    def export_native(self, path: str | Path) -> None:
+        """Write the network with the framework's own ONNX exporter.
+
+        Raises NotSupported with the reason where there is none.
+        """
+
+    def train_epoch(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        order: np.ndarray,
+        recipe: Recipe,
+        on_step: OnStep,
+        seed: int = 0,
+    ) -> None:
+        """One epoch over images[order] in batches, as the recipe says.
+
+        labels: integers (N,). order: the indices of the images in the order of training.
+        seed: feeds the stochastic layers of this epoch, so that an epoch is a pure function of
+        the state before it and these arguments.
+        """
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Everything that training goes on from: tensors (weights, optimiser) and JSON data."""
+
+    def restore(self, tensors: Mapping[str, np.ndarray], data: Mapping[str, Any]) -> None:
+        """Go back to a state given by `state`."""
+
+
+class Backend(Protocol):
+    """A framework that can realise models."""
+
+    name: str
+
+    def build(
+        self, model: Model, weights: Mapping[str, np.ndarray], dtype: str = "float32"
+    ) -> Network:
+        """The network of a model; dtype is "float32", or "float64" for proofs.
+
+        Raises UnsupportedLayer before any training if a layer has no rule here.
+        """
+
+    def versions(self) -> dict[str, str]:
+        """The versions of the framework and of the exporters it uses."""

@@ -1,0 +1,96 @@
+"""Models by name. A registered function makes a Model; its documented parameter count is checked.
+
+Groups: the five of the source documents are "documented"; others will have groups of their own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from zoo.errors import InvalidInput, InvalidSpec, nearest
+from zoo.model import Model
+
+DOCUMENTED = "documented"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered model: the function that makes it and the count its document implies."""
+
+    make: Callable[..., Model]
+    parameters: int
+    group: str
+
+
+_entries: dict[str, Entry] = {}
+
+
+def register(
+    name: str, *, parameters: int, group: str = DOCUMENTED
+) -> Callable[[Callable[..., Model]], Callable[..., Model]]:
+    """Register a function that makes a Model from keyword parameters with integer defaults.
+
+    parameters: how many numbers the model with its default parameters must have.
+    """
+
+    def decorate(make: Callable[..., Model]) -> Callable[..., Model]:
+        if name in _entries:
+            raise ValueError(f"two models are registered as {name!r}")
+        _entries[name] = Entry(make, parameters, group)
+        return make
+
+    return decorate
+
+
+def names(group: str = DOCUMENTED) -> list[str]:
+    """The registered names of a group, in the order of their documents; "all" for every group."""
+    _load()
+    return [name for name, entry in _entries.items() if group in ("all", entry.group)]
+
+
+def get(name: str, **parameters: int) -> Model:
+    """The registered model `name`, made with the given parameters.
+
+    A parameter may also stand in the name, as on the command line: "cnn-padded:out_1=8".
+    Raises InvalidInput for an unknown name or parameter, InvalidSpec for an impossible value.
+    """
+    _load()
+    name, _, inline = name.partition(":")
+    if name not in _entries:
+        raise InvalidInput(f"unknown model {name!r}", "", nearest(name, _entries))
+    for item in filter(None, inline.split(",")):
+        key, _, value = item.partition("=")
+        if not value.strip().isdecimal() or len(value) > 9:
+            raise InvalidInput(f"{item!r} is not parameter=integer", f"{name}:{inline}")
+        parameters[key.strip()] = int(value)
+    entry = _entries[name]
+    defaults = {p.name: p.default for p in inspect.signature(entry.make).parameters.values()}
+    for key, value in parameters.items():
+        if key not in defaults:
+            known = nearest(key, defaults) if defaults else "it takes none"
+            raise InvalidInput(f"{name} has no parameter {key!r}", "", known)
+        if type(value) is not int:
+            raise InvalidInput(f"{key}={value!r} is not an integer", name)
+    changed = {key: value for key, value in parameters.items() if value != defaults[key]}
+    model = entry.make(**changed)
+    if model.name != name:
+        raise AssertionError(f"{name} is registered, but its model is called {model.name}")
+    if not changed and model.parameters != entry.parameters:
+        raise AssertionError(
+            f"{name} has {model.parameters:,} parameters, its document {entry.parameters:,}"
+        )
+    return replace(model, arguments=tuple(sorted(changed.items())))
+
+
+def check_builtin(model: Model, where: object) -> Model:
+    """The model itself, unless it is another one under a registered name: then InvalidSpec."""
+    _load()
+    if model.name in _entries and model != get(model.name, **dict(model.arguments)):
+        raise InvalidSpec(f"{model.name!r} is the name of a built-in model", where, "rename the spec")
+    return model
+
+
+def _load() -> None:
+    import zoo.models  # noqa: F401  (its import registers the models)

@@ -1,0 +1,192 @@
+"""A run: one folder per model and backend that appears whole or not at all.
+
+`publish` writes every file into a folder beside the final one, the manifest of SHA-256 last, and
+then swaps the folders by renaming: the old run goes aside, the new one takes its place, the old
+one is removed. Whoever opens a run first finishes or undoes a swap that was cut off. All of it
+happens under one lock per run, which the system releases when its holder dies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import DataError, MachineError
+
+MANIFEST = "manifest.json"
+LARGEST_MANIFEST = 1_000_000  # bytes
+
+
+class Run:
+    """The folder of one run. Nothing is touched before `lock`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._new = self.path.with_name(f".{self.path.name}.new")
+        self._old = self.path.with_name(f".{self.path.name}.old")
+
+    @contextmanager
+    def lock(self, say: Callable[[str], None] | None = None) -> Iterator[None]:
+        """Hold the run for this process; waits, after saying so, while another one holds it.
+
+        Clears what an interrupted swap left. Raises MachineError if the folder cannot be written.
+        """
+        import filelock
+
+        lock = filelock.FileLock(str(self.path.with_name(f".{self.path.name}.lock")))
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout:
+                if say:
+                    say(f"waiting for another process that builds {self.path}")
+                lock.acquire()
+        except OSError as error:
+            raise self._failure(error) from None
+        try:
+            self._settle()
+            yield
+        finally:
+            lock.release()
+
+    def _settle(self) -> None:
+        try:
+            if self._old.is_dir():
+                if self.path.is_dir():
+                    shutil.rmtree(self._old)  # the new run is in place: finish
+                else:
+                    self._old.rename(self.path)  # it is not: undo
+            if self._new.is_dir():
+                shutil.rmtree(self._new)
+        except OSError as error:
+            raise self._failure(error) from None
+
+    def publish(self, files: Mapping[str, bytes], inputs: Mapping[str, Any]) -> None:
+        """Replace the run by these files. Call it under `lock`.
+
+        inputs: everything that the run is a function of, kept in the manifest.
+        Raises MachineError if a file cannot be written; the run before it stays as it was.
+        """
+        manifest = {
+            "inputs": inputs,
+            "files": {
+                name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+                for name, content in sorted(files.items())
+            },
+        }
+        try:
+            self._new.mkdir()
+            for name, content in files.items():
+                _write(self._new / name, content)
+            _write(self._new / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+            _sync_folder(self._new)
+            if self.path.exists():
+                self.path.rename(self._old)
+            self._new.rename(self.path)
+            _sync_folder(self.path.parent)
+            if self._old.exists():
+                shutil.rmtree(self._old)
+        except OSError as error:
+            try:
+                self._settle()
+            except MachineError:
+                pass  # the disk is gone; the next command settles
+            raise self._failure(error) from None
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest, or None if there is no finished run; raises DataError if it is damaged."""
+        path = self.path / MANIFEST
+        try:
+            with path.open("rb") as file:
+                raw = file.read(LARGEST_MANIFEST + 1)
+            data = json.loads(raw)
+            if not isinstance(data["files"], dict) or not isinstance(data["inputs"], dict):
+                raise ValueError("files and inputs must be objects")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise DataError(f"cannot read the manifest: {error.strerror}", path) from None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise DataError("the manifest is damaged", path, "build the run again with --force") from None
+        return data
+
+    def read(self, name: str) -> bytes:
+        """The content of one file, checked against the manifest before anyone parses it.
+
+        Raises DataError if there is no such run or file, or if the file was altered.
+        """
+        manifest = self.manifest()
+        if manifest is None:
+            raise DataError("no finished run here", self.path, "build it first")
+        if name not in manifest["files"]:
+            raise DataError(f"the run has no {name}", self.path)
+        path = self.path / name
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read: {error.strerror}", path, "build it again with --force") from None
+        if hashlib.sha256(content).hexdigest() != manifest["files"][name].get("sha256"):
+            raise DataError("the file was altered after it was written", path, "build it again with --force")
+        return content
+
+    def is_sound(self) -> bool:
+        """Whether there is a finished run whose every file is as it was written."""
+        try:
+            manifest = self.manifest()
+            for name in manifest["files"] if manifest else ():
+                self.read(name)
+        except DataError:
+            return False
+        return manifest is not None
+
+    def _failure(self, error: OSError) -> MachineError:
+        reason = error.strerror or str(error)
+        return MachineError(f"cannot write: {reason}", error.filename or self.path, "choose another --out")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write one file that appears whole or not at all; raises MachineError."""
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        _write(new, content)
+        new.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise MachineError(f"cannot write: {error.strerror}", path, "choose another file") from None
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two sets of inputs, such as ["seed was 0, now 1"]."""
+    found = []
+    for key in sorted({*before, *now}):
+        a, b = before.get(key), now.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            shown = [str(x)[:12] if "sha256" in key else json.dumps(x) for x in (a, b)]
+            found.append(f"{prefix}{key} was {shown[0]}, now {shown[1]}")
+    return found
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,162 @@
+"""Training: epochs, batch order, validation, the best weights. A backend owns one epoch.
+
+The same (model, weights, data, seed) gives every backend the same batches in the same order:
+the order is made here, from (seed, epoch), and handed over. Weights after the last epoch are the
+result, as documented; where the recipe holds out validation images, the best epoch's are kept too.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from zoo.data import Split
+from zoo.errors import Diverged
+from zoo.network import Network
+from zoo.recipe import Recipe
+from zoo.weights import Weights, raw_bits
+
+HISTORY = ("epoch", "step", "loss", "batch_accuracy")
+EPOCHS = (
+    "epoch", "train_loss", "train_accuracy", "validation_accuracy", "test_loss", "test_accuracy",
+)  # fmt: skip
+
+Progress = Callable[[int, int, float], None]
+"""Called after each step with (steps done, steps in all, batch loss)."""
+
+
+@dataclass
+class Trained:
+    """What training gives. Accuracies are fractions; rows are in the order of their CSV header."""
+
+    weights: Weights
+    best: Weights | None
+    best_epoch: int | None
+    accuracy: dict[str, float | None]
+    loss: dict[str, float | None]
+    seconds: float
+    history: list[tuple[Any, ...]] = field(default_factory=list)
+    epochs: list[tuple[Any, ...]] = field(default_factory=list)
+
+
+def permutation(seed: int, purpose: str, count: int) -> np.ndarray:
+    """A random order of range(count): int64, a pure function of (seed, purpose)."""
+    return np.argsort(raw_bits(seed, purpose, count), kind="stable")
+
+
+def batch_order(recipe: Recipe, seed: int, epoch: int, images: int) -> np.ndarray:
+    """The order in which epoch `epoch` (from 1) visits the training images: int64 (n,)."""
+    if recipe.shuffle:
+        order = permutation(seed, f"order/{epoch}", images)
+    else:
+        order = np.arange(images)
+    return order[: recipe.steps(images) * recipe.batch_size]
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """The seed of an epoch's stochastic layers: an integer below 2**31."""
+    return int(raw_bits(seed, f"dropout/{epoch}", 1)[0] >> np.uint64(33))
+
+
+def cross_entropy(outputs: np.ndarray, labels: np.ndarray) -> float:
+    """Mean of -log_softmax(outputs)[label], in float64. outputs: (N, classes), labels: (N,)."""
+    z = outputs.astype(np.float64)
+    z -= z.max(axis=1, keepdims=True)
+    log_softmax = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    return float(-log_softmax[np.arange(len(labels)), labels].mean())
+
+
+def accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:
+    """The fraction of rows whose largest output is at their label."""
+    return float((outputs.argmax(axis=1) == labels).mean())
+
+
+def train(
+    network: Network,
+    recipe: Recipe,
+    data: Split,
+    *,
+    seed: int,
+    epochs: int,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train a network in this process and evaluate it.
+
+    Raises Diverged (with epoch, step, learning rate and last finite loss) at the first loss that
+    is not finite.
+    """
+    history: list[tuple[Any, ...]] = []
+    rows: list[tuple[Any, ...]] = []
+    best: Weights | None = None
+    best_epoch: int | None = None
+    best_accuracy = -1.0
+    count = len(data.train_labels)
+    total = recipe.steps(count) * epochs
+    started = time.perf_counter()
+    for epoch in range(1, epochs + 1):
+        first = len(history)
+
+        def on_step(step: int, loss: float, batch_accuracy: float, epoch: int = epoch) -> None:
+            if not math.isfinite(loss):
+                last = history[-1][2] if history else "none"
+                raise Diverged(
+                    f"the loss is {loss} (last finite one {last})",
+                    f"epoch {epoch}, step {step}",
+                    f"lower the learning rate, now {recipe.optimizer.learning_rate:g}",
+                )
+            history.append((epoch, step, loss, batch_accuracy))
+            if progress:
+                progress(len(history), total, loss)
+
+        order = batch_order(recipe, seed, epoch, count)
+        network.train_epoch(
+            data.train_images, data.train_labels, order, recipe, on_step, epoch_seed(seed, epoch)
+        )
+        losses = np.array([row[2] for row in history[first:]])
+        accuracies = np.array([row[3] for row in history[first:]])
+        sizes = np.full(len(losses), recipe.batch_size)
+        sizes[-1] = len(order) - sizes[:-1].sum()
+        validation_accuracy = None
+        if len(data.validation_labels):
+            outputs = network.predict(data.validation_images)
+            validation_accuracy = accuracy(outputs, data.validation_labels)
+            if validation_accuracy > best_accuracy:
+                best, best_epoch, best_accuracy = network.weights(), epoch, validation_accuracy
+        outputs = network.predict(data.test_images)
+        rows.append(
+            (
+                epoch,
+                float(np.average(losses, weights=sizes)),
+                float(np.average(accuracies, weights=sizes)),
+                validation_accuracy,
+                cross_entropy(outputs, data.test_labels),
+                accuracy(outputs, data.test_labels),
+            )
+        )
+    seconds = time.perf_counter() - started
+    final_accuracy: dict[str, float | None] = {}
+    final_loss: dict[str, float | None] = {}
+    for part in ("train", "validation", "test"):
+        images, labels = getattr(data, f"{part}_images"), getattr(data, f"{part}_labels")
+        outputs = network.predict(images) if len(labels) else None
+        final_accuracy[part] = None if outputs is None else accuracy(outputs, labels)
+        final_loss[part] = None if outputs is None else cross_entropy(outputs, labels)
+    return Trained(
+        network.weights(), best, best_epoch, final_accuracy, final_loss, seconds, history, rows
+    )
+
+
+def to_csv(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    """Rows as CSV text. Numbers are written so that they read back exactly; None is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()

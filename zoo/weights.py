@@ -1,0 +1,111 @@
+"""Canonical weights: one dictionary of float32 arrays that every backend takes and gives back.
+
+Names are "<path>.<weight>", such as conv1.weight. Convolution kernels are (O, I, kh, kw), dense
+weights (units, features), whose features follow a flatten in C, H, W order.
+
+Initial values are a pure function of (seed, name): every tensor has its own Philox stream, and
+the numbers are made here from the generator's raw bits, so that neither an inserted layer nor
+another NumPy version moves them. They are stored as safetensors; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from zoo.errors import DataError
+from zoo.model import Model, iter_weights
+
+Weights = dict[str, np.ndarray]
+LARGEST_FILE = 8 * 2**30  # bytes
+
+
+def raw_bits(seed: int, purpose: str, count: int) -> np.ndarray:
+    """`count` random uint64, a pure function of (seed, purpose) on every machine and version."""
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    key = np.frombuffer(digest[:16], dtype="<u8")
+    return np.asarray(np.random.Philox(key=key.astype(np.uint64)).random_raw(count))
+
+
+def init_weights(model: Model, seed: int = 0) -> Weights:
+    """Initial weights as the documents' framework draws them, float32.
+
+    Weights and biases are uniform in +-1 / sqrt(fan_in): Kaiming's uniform rule with a = sqrt(5)
+    (He et al., 2015; PyTorch's Linear and Conv2d).
+    """
+    result: Weights = {}
+    for name, weight in iter_weights(model):
+        bits = raw_bits(seed, name, int(np.prod(weight.shape)))
+        uniform = (bits >> np.uint64(11)) * 2.0**-53  # float64 in [0, 1)
+        bound = 1 / np.sqrt(weight.fan_in)
+        result[name] = ((2 * uniform - 1) * bound).astype(np.float32).reshape(weight.shape)
+    return result
+
+
+def check(model: Model, weights: Mapping[str, np.ndarray], where: object = "weights") -> Weights:
+    """The weights as float32 in the model's order.
+
+    Raises DataError, listing the first differences, if a tensor is missing, left over, of another
+    shape or type, or not finite.
+    """
+    expected = {name: weight.shape for name, weight in iter_weights(model)}
+    wrong = [f"{name} is missing" for name in expected if name not in weights]
+    wrong += [f"{name} is not part of the model" for name in weights if name not in expected]
+    for name, shape in expected.items():
+        array = weights.get(name)
+        if array is None:
+            continue
+        if array.shape != shape:
+            wrong.append(f"{name} is {array.shape}, not {shape}")
+        elif array.dtype != np.float32:
+            wrong.append(f"{name} is {array.dtype}, not float32")
+        elif not np.isfinite(array).all():
+            wrong.append(f"{name} holds NaN or infinity")
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise DataError(
+            f"weights do not fit {model.name}: {', '.join(wrong[:3])}{more}",
+            where,
+            "use weights that were saved for this model",
+        )
+    return {name: np.ascontiguousarray(weights[name]) for name in expected}
+
+
+def digest(weights: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over every name, shape and value, independent of the order and of the file."""
+    total = hashlib.sha256()
+    for name in sorted(weights):
+        array = np.ascontiguousarray(weights[name], dtype="<f4")
+        total.update(f"{name} {array.shape}\n".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
+
+
+def to_bytes(weights: Mapping[str, np.ndarray], about: Mapping[str, object] | None = None) -> bytes:
+    """The weights as a safetensors file, with `about` as one JSON string in its header."""
+    # One metadata key only: the order of several is not deterministic in safetensors.
+    metadata = {"zoo": json.dumps(about, sort_keys=True)} if about else None
+    arrays = {name: np.ascontiguousarray(array) for name, array in weights.items()}
+    return bytes(safetensors.numpy.save(arrays, metadata=metadata))
+
+
+def load(path: str | Path, model: Model) -> Weights:
+    """The weights of a safetensors file, checked against the model; raises DataError."""
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise DataError("no such weights file", path, "give a .safetensors file")
+        if path.stat().st_size > LARGEST_FILE:
+            raise DataError("weights file is larger than 8 GiB", path)
+        arrays = safetensors.numpy.load(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"cannot read the weights: {error.strerror}", path) from None
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"not a sound safetensors file: {error}", path) from None
+    return check(model, arrays, path)
