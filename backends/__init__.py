@@ -153,9 +153,7 @@ def _resolve(name: str) -> tuple[_Entry, str | None]:
     if base not in _ENTRIES or (engine and base != "keras"):
         raise InvalidInput(f"unknown backend {name!r}", "--backend", nearest(name, names()))
     if engine and engine not in ENGINES:
-        raise InvalidInput(
-            f"unknown keras engine {engine!r}", "--backend", nearest(engine, ENGINES)
-        )
+        raise InvalidInput(f"unknown keras engine {engine!r}", "--backend", nearest(engine, ENGINES))
     return _ENTRIES[base], engine or None
 
 

@@ -6,6 +6,7 @@ that names it, and the user's own settings (KERAS_HOME, thread counts) do not re
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -78,10 +79,8 @@ class Worker:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream:
-                try:
+                with contextlib.suppress(BrokenPipeError):
                     stream.close()
-                except BrokenPipeError:
-                    pass
         shutil.rmtree(self._home, ignore_errors=True)
 
     def ask(
@@ -135,9 +134,7 @@ class Worker:
         """Hand over the images of the next trainings (uint8)."""
         self.ask("data", vars(split))
 
-    def build(
-        self, model: Model, weights: Mapping[str, np.ndarray], dtype: str = "float32"
-    ) -> RemoteNetwork:
+    def build(self, model: Model, weights: Mapping[str, np.ndarray], dtype: str = "float32") -> RemoteNetwork:
         """The network of a model in the worker; it replaces the one before it."""
         self.ask("build", weights, model=model.to_dict(), dtype=dtype)
         return RemoteNetwork(self, model)

@@ -43,8 +43,9 @@ from zoo.layers import (
 from zoo.machine import version
 from zoo.model import Model
 from zoo.network import OnStep
+from zoo.randomness import raw_bits
 from zoo.recipe import SGD, Adam, Optimizer, Recipe, RMSprop
-from zoo.weights import check, raw_bits
+from zoo.weights import check
 
 
 def _quiet_import() -> None:
@@ -214,7 +215,7 @@ class _Rule(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     slots: tuple[str, ...] = ()
 
-    def __init__(self, recipe: Optimizer) -> None:
+    def __init__(self, recipe: Any) -> None:
         super().__init__(learning_rate=recipe.learning_rate, name="optimizer")
         self.recipe = recipe
 
@@ -304,6 +305,14 @@ def _precision(dtype: str) -> Iterator[None]:
         keras.config.set_dtype_policy(policy)
 
 
+# Axes from the canonical layout to Keras' and back, by the number of dimensions.
+_AXES: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    4: ((2, 3, 1, 0), (3, 2, 0, 1)),  # OIHW <-> HWIO
+    2: ((1, 0), (1, 0)),  # (units, features) <-> (features, units)
+    1: ((0,), (0,)),
+}
+
+
 class KerasNetwork:
     """A model in Keras; a zoo.network.Network."""
 
@@ -330,12 +339,7 @@ class KerasNetwork:
             for weight in node.layer.weights(node.input_shape):
                 layer = self.network.get_layer(node.path)
                 variable = layer.kernel if weight.name == "weight" else layer.bias
-                if len(weight.shape) == 4:  # OIHW <-> HWIO
-                    axes = (2, 3, 1, 0), (3, 2, 0, 1)
-                else:  # (units, features) <-> (features, units); biases stay
-                    reverse = tuple(range(len(weight.shape)))[::-1]
-                    axes = reverse, reverse
-                yield f"{node.path}.{weight.name}", variable, *axes
+                yield f"{node.path}.{weight.name}", variable, *_AXES[len(weight.shape)]
 
     def _load(self, weights: Mapping[str, np.ndarray]) -> None:
         for name, variable, axes, _ in self._variables():
@@ -454,9 +458,7 @@ class KerasBackend:
         engine = keras.backend.backend()
         self.name = "keras" if engine == "tensorflow" else f"keras:{engine}"
 
-    def build(
-        self, model: Model, weights: Mapping[str, np.ndarray], dtype: str = "float32"
-    ) -> KerasNetwork:
+    def build(self, model: Model, weights: Mapping[str, np.ndarray], dtype: str = "float32") -> KerasNetwork:
         """The network of a model; raises UnsupportedLayer if a layer has no rule here."""
         if dtype not in ("float32", "float64"):
             raise InvalidInput(f"dtype {dtype!r} is neither float32 nor float64")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import safetensors.numpy
@@ -17,7 +17,9 @@ import safetensors.numpy
 Arrays = dict[str, np.ndarray]
 
 
-def send(stream: BinaryIO, fields: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> None:
+def send(
+    stream: IO[bytes], fields: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None
+) -> None:
     """Write one message. Arrays may be of any numeric dtype and shape."""
     tensors = {name: np.ascontiguousarray(array) for name, array in (arrays or {}).items()}
     body = safetensors.numpy.save(tensors, metadata={"message": json.dumps(fields)})
@@ -26,7 +28,7 @@ def send(stream: BinaryIO, fields: Mapping[str, Any], arrays: Mapping[str, np.nd
     stream.flush()
 
 
-def receive(stream: BinaryIO) -> tuple[dict[str, Any], Arrays]:
+def receive(stream: IO[bytes]) -> tuple[dict[str, Any], Arrays]:
     """Read one message; raises EOFError when the other side has gone."""
     head = stream.read(8)
     if len(head) < 8:

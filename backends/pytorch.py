@@ -50,6 +50,9 @@ def lower(layer: Layer, input_shape: Shape) -> nn.Module:
 
 
 class _Normalize(nn.Module):
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, mean: tuple[float, ...], scale: tuple[float, ...]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1), persistent=False)
@@ -208,9 +211,7 @@ class TorchNetwork:
         with torch.inference_mode():
             for chunk in _chunks(images):
                 x = self._tensor(chunk)
-                for (path, part), (_, module) in zip(
-                    parts.items(), self.module.named_children(), strict=True
-                ):
+                for part, module in zip(parts.values(), self.module, strict=True):
                     x = module(x)
                     part.append(x.contiguous().numpy().copy())
         return {path: np.concatenate(part) for path, part in parts.items()}
@@ -323,9 +324,7 @@ class TorchBackend:
 
     name = "torch"
 
-    def build(
-        self, model: Model, weights: Mapping[str, np.ndarray], dtype: str = "float32"
-    ) -> TorchNetwork:
+    def build(self, model: Model, weights: Mapping[str, np.ndarray], dtype: str = "float32") -> TorchNetwork:
         """The network of a model; raises UnsupportedLayer if a layer has no rule here."""
         if dtype not in DTYPES:
             raise InvalidInput(f"dtype {dtype!r} is neither float32 nor float64")

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from export.graph import to_onnx
 from export.crosscheck import Report, verify
+from export.graph import to_onnx
 
 __all__ = ["Report", "to_onnx", "verify"]

@@ -18,7 +18,7 @@ from export import build, card, crosscheck
 from export.graph import OPSET
 from zoo import registry, runs, weights
 from zoo.errors import CheckFailed, DataError, InvalidInput, ZooError
-from zoo.model import Model, from_dict, load_spec
+from zoo.model import Model, from_dict, iter_weights, load_spec
 from zoo.weights import Weights
 
 LARGEST_ONNX = 2**31  # bytes, protobuf's own limit
@@ -126,7 +126,7 @@ def read_onnx(path: Path) -> tuple[Model, Weights]:
         raise DataError("the spec in the ONNX file is not JSON", path) from None
     if any(tensor.data_location == TensorProto.EXTERNAL for tensor in proto.graph.initializer):
         raise DataError("the ONNX file keeps weights outside itself", path)
-    names = {name for name, _ in weights.iter_weights(model)}
+    names = {name for name, _ in iter_weights(model)}
     arrays = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer if t.name in names}
     found = weights.check(model, arrays, path)
     if weights.digest(found) != metadata.get("zoo.weights_sha256"):

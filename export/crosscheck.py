@@ -31,7 +31,7 @@ from export.session import Session
 from zoo.errors import NotSupported, ZooError
 from zoo.layers import Dense
 from zoo.model import Model
-from zoo.weights import raw_bits
+from zoo.randomness import raw_bits
 
 UNIT = 2.0**-24  # half the distance of float32 from 1 to the next number
 ABSOLUTE, RELATIVE = 1e-5, 2e-5
@@ -357,9 +357,8 @@ def probes(model: Model, count: int = 64) -> np.ndarray:
     pixels = np.zeros((count, size), dtype=np.float32)
     pixels[np.arange(count), (raw_bits(0, "probes/pixels", count) % np.uint64(size)).astype(int)] = 1
     ramp = np.arange(size, dtype=np.float32) / size
-    parts = [noise.reshape(count, *shape), pixels.reshape(count, *shape)]
-    parts += [ramp.reshape(1, *shape), np.sqrt(ramp)[::-1].reshape(1, *shape)]
-    return np.concatenate(parts)
+    flat = (noise.reshape(count, size), pixels, ramp[None], np.sqrt(ramp)[None, ::-1])
+    return np.concatenate(flat).reshape(-1, *shape)
 
 
 def check_direct(model: Model, weights: Mapping[str, np.ndarray], judgement: Judgement) -> Report:

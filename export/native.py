@@ -49,9 +49,7 @@ def canonicalize(raw: bytes, model: Model, weights: Mapping[str, np.ndarray]) ->
         for attribute in new.attribute:
             attribute.doc_string = ""
         nodes.append(new)
-    initializers = [
-        numpy_helper.from_array(numpy_helper.to_array(tensor), names[name]) for name, tensor in tensors.items()
-    ]
+    arrays = {names[name]: numpy_helper.to_array(tensor) for name, tensor in tensors.items()}
     classes = len(model.labels)
     canonical = helper.make_model(
         helper.make_graph(
@@ -59,7 +57,7 @@ def canonicalize(raw: bytes, model: Model, weights: Mapping[str, np.ndarray]) ->
             model.name,
             [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, [BATCH, *model.input_shape])],
             [helper.make_tensor_value_info(model.output, TensorProto.FLOAT, [BATCH, classes])],
-            sorted(initializers, key=lambda tensor: tensor.name),
+            [numpy_helper.from_array(array, name) for name, array in sorted(arrays.items())],
         ),
         opset_imports=[opset for opset in proto.opset_import if opset.domain == ""],
         ir_version=min(proto.ir_version, IR_VERSION),

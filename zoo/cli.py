@@ -198,7 +198,7 @@ def show(model: str, as_json: bool) -> None:
         f"\nrecipe: {_fields(recipe.optimizer)}; batch {recipe.batch_size}, "
         f"{_count(recipe.epochs, 'epoch')}, {'shuffled' if recipe.shuffle else 'not shuffled'}"
         f"{', last partial batch dropped' if recipe.drop_last else ''}"
-        f"{', split %d / %d' % recipe.split if recipe.split else ''}"
+        f"{', split {} / {}'.format(*recipe.split) if recipe.split else ''}"
         f"; {recipe.digits_multiple} times the epochs on digits"
     )
     for note in spec.notes:
@@ -242,9 +242,7 @@ def build(models: Sequence[str], backend_names: Sequence[str], as_json: bool, **
     from export.tables import build_table
 
     chosen = _backends(backend_names)
-    outcomes = building.build(
-        specs, chosen, building.Options(**options), terminal.say, terminal.progress_bar
-    )
+    outcomes = building.build(specs, chosen, building.Options(**options), terminal.say, terminal.progress_bar)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if as_json:
         _print_json([outcome.to_dict() for outcome in outcomes])

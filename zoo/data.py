@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zoo.errors import DataError, InvalidInput, MachineError, nearest
+from zoo.randomness import permutation
 
 CLASSES = 10
 LARGEST_IDX = 2**31  # bytes
@@ -101,8 +102,6 @@ def split(dataset: Dataset, validation: int, seed: int, limit: int | None = None
 
     The split is a function of the seed alone. Validation and test images stay whole.
     """
-    from zoo.training import permutation
-
     count = len(dataset.train_labels)
     if validation:
         order = permutation(seed, "split", count)
@@ -296,13 +295,14 @@ def digits() -> Dataset:
 
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (UCI), the 8 x 8
     images with 17 grey levels that scikit-learn ships as `load_digits`. They are enlarged to
-    20 x 20 and centred in 28 x 28, as MNIST's digits are. The first 1,500 train, the last 297
-    (by other writers, since the file is in the order of its writers) test.
+    20 x 20 and centred in 28 x 28, as MNIST's digits are. A fixed random choice of 1,500 trains, the
+    other 297 test; scans by one writer are in both parts.
     """
     place = Path(__file__).parent / "digits"
     small = read_idx(place / "images-idx3-ubyte.gz", dimensions=3)
     labels = read_idx(place / "labels-idx1-ubyte.gz", dimensions=1).astype(np.int64)
-    images = _enlarge(small)[:, None]
+    order = permutation(0, "digits", len(labels))
+    images, labels = _enlarge(small)[order, None], labels[order]
     return Dataset("digits", images[:1500], labels[:1500], images[1500:], labels[1500:], str(place))
 
 
@@ -334,9 +334,7 @@ def download(root: Path, say: Callable[[str], None] = print) -> Path:
     by_hand = f"or place {', '.join(f'{name}.gz' for name in FILES)} into {root / 'MNIST' / 'raw'}"
     mirror = _first_mirror()
     if mirror is None:
-        raise MachineError(
-            f"no mirror of MNIST answered within {CONNECT_SECONDS:g} s", MIRRORS[0], by_hand
-        )
+        raise MachineError(f"no mirror of MNIST answered within {CONNECT_SECONDS:g} s", MIRRORS[0], by_hand)
     import filelock
     import pooch
     import requests

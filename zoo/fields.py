@@ -30,7 +30,7 @@ def real(value: object, where: str) -> float:
 
 def float32(value: object, where: str) -> float:
     try:
-        return float(struct.unpack("f", struct.pack("f", real(value, where)))[0])
+        return float(struct.unpack("<f", struct.pack("<f", real(value, where)))[0])
     except OverflowError:
         raise InvalidSpec(f"{value!r} is beyond float32", where) from None
 

@@ -260,9 +260,7 @@ def _recipe(data: Any, where: str) -> Recipe:
     optimizer = dict(_object(data.pop("optimizer", None), f"{where}.optimizer"))
     kind = optimizer.pop("type", None)
     if kind not in OPTIMIZERS:
-        raise InvalidSpec(
-            f"unknown optimizer {kind!r}", f"{where}.optimizer", nearest(str(kind), OPTIMIZERS)
-        )
+        raise InvalidSpec(f"unknown optimizer {kind!r}", f"{where}.optimizer", nearest(str(kind), OPTIMIZERS))
     data["optimizer"] = _construct(OPTIMIZERS[kind], optimizer, f"{where}.optimizer")
     return _construct(Recipe, data, where)
 

@@ -66,9 +66,7 @@ class Backend(Protocol):
 
     name: str
 
-    def build(
-        self, model: Model, weights: Mapping[str, np.ndarray], dtype: str = "float32"
-    ) -> Network:
+    def build(self, model: Model, weights: Mapping[str, np.ndarray], dtype: str = "float32") -> Network:
         """The network of a model; dtype is "float32", or "float64" for proofs.
 
         Raises UnsupportedLayer before any training if a layer has no rule here.

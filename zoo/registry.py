@@ -61,26 +61,24 @@ def get(name: str, **parameters: int) -> Model:
     if name not in _entries:
         raise InvalidInput(f"unknown model {name!r}", "", nearest(name, _entries))
     for item in filter(None, inline.split(",")):
-        key, _, value = item.partition("=")
-        if not value.strip().isdecimal() or len(value) > 9:
+        key, _, number = item.partition("=")
+        if not (number.isascii() and number.isdecimal()) or len(number) > 9:
             raise InvalidInput(f"{item!r} is not parameter=integer", f"{name}:{inline}")
-        parameters[key.strip()] = int(value)
+        parameters[key.strip()] = int(number)
     entry = _entries[name]
     defaults = {p.name: p.default for p in inspect.signature(entry.make).parameters.values()}
     for key, value in parameters.items():
         if key not in defaults:
             known = nearest(key, defaults) if defaults else "it takes none"
             raise InvalidInput(f"{name} has no parameter {key!r}", "", known)
-        if type(value) is not int:
+        if not isinstance(value, int) or isinstance(value, bool):
             raise InvalidInput(f"{key}={value!r} is not an integer", name)
     changed = {key: value for key, value in parameters.items() if value != defaults[key]}
     model = entry.make(**changed)
     if model.name != name:
         raise AssertionError(f"{name} is registered, but its model is called {model.name}")
     if not changed and model.parameters != entry.parameters:
-        raise AssertionError(
-            f"{name} has {model.parameters:,} parameters, its document {entry.parameters:,}"
-        )
+        raise AssertionError(f"{name} has {model.parameters:,} parameters, its document {entry.parameters:,}")
     return replace(model, arguments=tuple(sorted(changed.items())))
 
 

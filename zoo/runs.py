@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +94,8 @@ class Run:
             if self._old.exists():
                 shutil.rmtree(self._old)
         except OSError as error:
-            try:
+            with suppress(MachineError):  # the disk is gone; the next command settles
                 self._settle()
-            except MachineError:
-                pass  # the disk is gone; the next command settles
             raise self._failure(error) from None
 
     def manifest(self) -> dict[str, Any] | None:

@@ -48,9 +48,7 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int, float], None]]:
     """A training's progress on a terminal: steps, rate, time left, loss. Silent elsewhere."""
     from tqdm import tqdm
 
-    with tqdm(
-        desc=label, unit="step", file=sys.stderr, disable=None, leave=False, dynamic_ncols=True
-    ) as bar:
+    with tqdm(desc=label, unit="step", file=sys.stderr, disable=None, leave=False, dynamic_ncols=True) as bar:
 
         def update(done: int, total: int, loss: float) -> None:
             bar.total = total

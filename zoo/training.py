@@ -20,8 +20,9 @@ import numpy as np
 from zoo.data import Split
 from zoo.errors import Diverged
 from zoo.network import Network
+from zoo.randomness import permutation, raw_bits
 from zoo.recipe import Recipe
-from zoo.weights import Weights, raw_bits
+from zoo.weights import Weights
 
 HISTORY = ("epoch", "step", "loss", "batch_accuracy")
 EPOCHS = (
@@ -46,17 +47,9 @@ class Trained:
     epochs: list[tuple[Any, ...]] = field(default_factory=list)
 
 
-def permutation(seed: int, purpose: str, count: int) -> np.ndarray:
-    """A random order of range(count): int64, a pure function of (seed, purpose)."""
-    return np.argsort(raw_bits(seed, purpose, count), kind="stable")
-
-
 def batch_order(recipe: Recipe, seed: int, epoch: int, images: int) -> np.ndarray:
     """The order in which epoch `epoch` (from 1) visits the training images: int64 (n,)."""
-    if recipe.shuffle:
-        order = permutation(seed, f"order/{epoch}", images)
-    else:
-        order = np.arange(images)
+    order = permutation(seed, f"order/{epoch}", images) if recipe.shuffle else np.arange(images)
     return order[: recipe.steps(images) * recipe.batch_size]
 
 
@@ -145,12 +138,12 @@ def train(
     final_loss: dict[str, float | None] = {}
     for part in ("train", "validation", "test"):
         images, labels = getattr(data, f"{part}_images"), getattr(data, f"{part}_labels")
-        outputs = network.predict(images) if len(labels) else None
-        final_accuracy[part] = None if outputs is None else accuracy(outputs, labels)
-        final_loss[part] = None if outputs is None else cross_entropy(outputs, labels)
-    return Trained(
-        network.weights(), best, best_epoch, final_accuracy, final_loss, seconds, history, rows
-    )
+        final_accuracy[part], final_loss[part] = None, None
+        if len(labels):
+            outputs = network.predict(images)
+            final_accuracy[part] = accuracy(outputs, labels)
+            final_loss[part] = cross_entropy(outputs, labels)
+    return Trained(network.weights(), best, best_epoch, final_accuracy, final_loss, seconds, history, rows)
 
 
 def to_csv(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:

@@ -3,9 +3,8 @@
 Names are "<path>.<weight>", such as conv1.weight. Convolution kernels are (O, I, kh, kw), dense
 weights (units, features), whose features follow a flatten in C, H, W order.
 
-Initial values are a pure function of (seed, name): every tensor has its own Philox stream, and
-the numbers are made here from the generator's raw bits, so that neither an inserted layer nor
-another NumPy version moves them. They are stored as safetensors; nothing is ever unpickled.
+Initial values are a pure function of (seed, name), so that neither an inserted layer nor another
+NumPy version moves them (zoo.randomness). They are stored as safetensors; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -21,16 +20,10 @@ from safetensors import SafetensorError
 
 from zoo.errors import DataError
 from zoo.model import Model, iter_weights
+from zoo.randomness import uniform
 
 Weights = dict[str, np.ndarray]
 LARGEST_FILE = 8 * 2**30  # bytes
-
-
-def raw_bits(seed: int, purpose: str, count: int) -> np.ndarray:
-    """`count` random uint64, a pure function of (seed, purpose) on every machine and version."""
-    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
-    key = np.frombuffer(digest[:16], dtype="<u8")
-    return np.asarray(np.random.Philox(key=key.astype(np.uint64)).random_raw(count))
 
 
 def init_weights(model: Model, seed: int = 0) -> Weights:
@@ -41,10 +34,9 @@ def init_weights(model: Model, seed: int = 0) -> Weights:
     """
     result: Weights = {}
     for name, weight in iter_weights(model):
-        bits = raw_bits(seed, name, int(np.prod(weight.shape)))
-        uniform = (bits >> np.uint64(11)) * 2.0**-53  # float64 in [0, 1)
+        draws = uniform(seed, name, int(np.prod(weight.shape)))
         bound = 1 / np.sqrt(weight.fan_in)
-        result[name] = ((2 * uniform - 1) * bound).astype(np.float32).reshape(weight.shape)
+        result[name] = ((2 * draws - 1) * bound).astype(np.float32).reshape(weight.shape)
     return result
 
 

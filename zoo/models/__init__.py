@@ -1,6 +1,5 @@
 """One file per CNN, in the order of their documents. Importing this package registers them all."""
 
-# isort: off  (the order is the order of `zoo list`)
 from zoo.models import convnet as convnet
 from zoo.models import convnet_small as convnet_small
 from zoo.models import convnet_deep as convnet_deep

@@ -23,9 +23,7 @@ def cnn_padded(out_1: int = 16, out_2: int = 32) -> Model:
             Flatten(),  # out_2 * 49
             Dense(10),
         ),
-        recipe=Recipe(
-            SGD(learning_rate=0.1), batch_size=100, epochs=10, shuffle=False, digits_multiple=5
-        ),
+        recipe=Recipe(SGD(learning_rate=0.1), batch_size=100, epochs=10, shuffle=False, digits_multiple=5),
         notes=(
             "The document does not shuffle: every epoch sees the batches in the data set's order.",
             "The document calls the test images its validation data; they are the test images "

@@ -25,9 +25,7 @@ def lenet_dropout() -> Model:
             Dense(30),
             Dense(10),
         ),
-        recipe=Recipe(
-            Adam(learning_rate=1e-2), batch_size=64, epochs=3, drop_last=True, digits_multiple=10
-        ),
+        recipe=Recipe(Adam(learning_rate=1e-2), batch_size=64, epochs=3, drop_last=True, digits_multiple=5),
         notes=(
             "The document's dropout is elementwise, although it stands between convolutions.",
             "The two dense layers follow each other without an activation, as documented.",
