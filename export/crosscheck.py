@@ -278,6 +278,7 @@ class Report:
     """All verdicts on one model with its weights."""
 
     model: str
+    parameters: int
     images: int
     verdicts: list[Verdict]
     onnx: bytes = b""
@@ -297,6 +298,7 @@ class Report:
         """The report as JSON data."""
         return {
             "model": self.model,
+            "parameters": self.parameters,
             "passed": self.passed,
             "images": self.images,
             "layer_images": min(self.images, LAYER_IMAGES),
@@ -365,7 +367,7 @@ def check_direct(model: Model, weights: Mapping[str, np.ndarray], judgement: Jud
     """A report with the verdicts on the direct export: on all images, and without optimisations."""
     onnx_bytes = serialize(to_onnx(model, weights))
     layers_bytes = serialize(to_layers_onnx(model, weights))
-    report = Report(model.title, len(judgement.images), [], onnx_bytes, layers_bytes)
+    report = Report(model.title, model.parameters, len(judgement.images), [], onnx_bytes, layers_bytes)
     direct, inside = Session(onnx_bytes), Session(layers_bytes)
     names = {node.path: tensor_name(model, node.path) for node in model.walk()}
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 
 from zoo import machine
-from zoo.errors import DataError
+from zoo.errors import CheckFailed, DataError
 
 CHUNK = 500  # images at a time
 
@@ -35,12 +35,18 @@ class Session:
         self.outputs = [output.name for output in self.session.get_outputs()]
 
     def run(self, images: np.ndarray, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-        """The named outputs (all, unless told) for images float32 (N, C, H, W) in [0, 1]."""
+        """The named outputs (all, unless told) for images float32 (N, C, H, W) in [0, 1].
+
+        Raises CheckFailed if onnxruntime cannot run the model on them.
+        """
         names = list(outputs or self.outputs)
-        parts = [
-            self.session.run(names, {self.input: images[start : start + CHUNK]})
-            for start in range(0, len(images), CHUNK)
-        ]
+        try:
+            parts = [
+                self.session.run(names, {self.input: images[start : start + CHUNK]})
+                for start in range(0, len(images), CHUNK)
+            ]
+        except Exception as error:  # as above
+            raise CheckFailed(f"onnxruntime stopped: {str(error).splitlines()[0]}") from None
         return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
 
     def predict(self, images: np.ndarray) -> np.ndarray:

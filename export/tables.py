@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from export.artifacts import Source
 from export.build import Outcome
 from export.crosscheck import Report, Verdict
 from zoo import terminal
@@ -59,11 +58,13 @@ def build_table(outcomes: Sequence[Outcome]) -> str:
     return "\n".join(lines)
 
 
-def verify_lines(report: Report, source: Source) -> str:
-    """A line per witness, the layers where one disagrees, and the verdict."""
-    parameters = sum(array.size for array in source.weights.values())
+def verify_lines(report: Report, origin: str) -> str:
+    """A line per witness, the layers where one disagrees, and the verdict.
+
+    origin: where the weights come from.
+    """
     lines = [
-        f"{report.model}  {parameters:,} parameters  weights: {source.origin}  "
+        f"{report.model}  {report.parameters:,} parameters  weights: {origin}  "
         f"judge: reference in float64  inputs: {report.images:,} images"
     ]
     width = max(len(verdict.witness) for verdict in report.verdicts)

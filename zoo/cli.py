@@ -300,7 +300,7 @@ def verify(
         reports.append(report)
         artifacts.keep_report(source, report)
         if not as_json:
-            click.echo(verify_lines(report, source))
+            click.echo(verify_lines(report, source.origin))
     if as_json:
         _print_json([report.to_dict() for report in reports])
     if not all(report.passed for report in reports):

@@ -29,6 +29,7 @@ LARGEST_SPEC = 1_000_000  # bytes
 MOST_LAYERS = 10_000
 MOST_PARAMETERS = 1_000_000_000
 MOST_ACTIVATIONS = 1_000_000_000
+RESERVED = ("image", "logits", "probabilities")  # the tensors at both ends of every graph
 DIGITS = tuple("0123456789")
 
 
@@ -75,6 +76,8 @@ class Model:
         for layer in self.layers:
             if layer.name is not None:
                 check_name(layer.name, "layer name")
+                if layer.name in RESERVED:
+                    raise InvalidSpec(f"{layer.name!r} is reserved", "layer name", "choose another name")
         if not self.layers:
             raise InvalidSpec("a model needs at least one layer", "layers")
         if len(self.layers) > MOST_LAYERS:

@@ -1,0 +1,85 @@
+"""The front door to every check. `nox` runs the default sessions; `nox -l` lists them all.
+
+Every session has an environment of its own; a session for a backend fails if the backend is
+missing. Arguments after `--` go to pytest (or to zoo in the session `zoo`).
+"""
+
+import os
+
+import nox
+
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["lint", "types", "bare", "torch", "keras", "cross"]
+nox.options.error_on_missing_interpreters = True
+
+PYTEST = ("pytest", "hypothesis")
+FRAMEWORKS = ("torch", "keras")
+
+
+def _test(session: nox.Session, *arguments: str, backends: str) -> None:
+    """Run pytest with exactly these backends required, and a Keras home of the session's own."""
+    env = {
+        "ZOO_TEST_BACKENDS": backends,
+        "KERAS_HOME": session.create_tmp(),
+        "PYTHONWARNDEFAULTENCODING": "",
+    }
+    if "ZOO_DATA" in os.environ:  # relative to where nox was called
+        env["ZOO_DATA"] = os.path.join(session.invoked_from, os.environ["ZOO_DATA"])
+    session.run("pytest", *arguments, *session.posargs, env=env)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, imports that break the architecture, and formatting (ruff)."""
+    session.install("ruff")
+    session.run("ruff", "check", *session.posargs, ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Static types (mypy, strict). The frameworks are not needed."""
+    session.install("-e", ".", "mypy", "types-requests", "types-tabulate")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def bare(session: nox.Session) -> None:
+    """Everything that works with no framework installed, and what is said about the others."""
+    session.install("-e", ".", *PYTEST)
+    _test(session, "-m", "not cross", backends="")
+
+
+@nox.session
+def torch(session: nox.Session) -> None:
+    """PyTorch alone."""
+    session.install("-e", ".[torch]", *PYTEST)
+    _test(session, "-m", "not cross", backends="torch")
+
+
+@nox.session
+def keras(session: nox.Session) -> None:
+    """Keras on TensorFlow alone."""
+    session.install("-e", ".[keras]", *PYTEST)
+    _test(session, "-m", "not cross", backends="keras")
+
+
+@nox.session
+def cross(session: nox.Session) -> None:
+    """Both frameworks, each in its own process, against each other; Keras' other engines."""
+    session.install("-e", ".[all]", "jax", *PYTEST)
+    _test(session, "-m", "cross", backends="torch,keras")
+
+
+@nox.session(default=False)
+def mnist(session: nox.Session) -> None:
+    """The documented recipes in full on MNIST (ZOO_DATA), both backends: about ten minutes."""
+    session.install("-e", ".[all]", *PYTEST)
+    _test(session, "-m", "full_mnist", backends="torch,keras")
+
+
+@nox.session(default=False)
+def zoo(session: nox.Session) -> None:
+    """The command line in an environment with everything: nox -s zoo -- build --data digits."""
+    session.install("-e", ".[all]")
+    session.run("zoo", *session.posargs)

@@ -1,0 +1,93 @@
+"""Which backends are tested, and what every test may rely on.
+
+ZOO_TEST_BACKENDS names the backends that must be present ("torch", "keras", "torch,keras", or ""
+for none); without it, those that are installed are tested and the others are skipped by name.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# Before anything imports keras: the settings in the developer's home must not matter.
+os.environ.setdefault("KERAS_HOME", tempfile.mkdtemp(prefix="zoo-tests-keras-"))
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import backends
+import zoo
+from backends.client import Worker
+from zoo import data
+from zoo.network import Backend
+
+REQUIRED = os.environ.get("ZOO_TEST_BACKENDS")
+FRAMEWORKS = ("torch", "keras")
+
+
+def _unavailable(name: str) -> str | None:
+    """Why a backend is not tested here; None if it is. Fails if it is required and missing."""
+    if REQUIRED is not None and name not in REQUIRED.split(","):
+        return f"{name} is not part of this session"
+    if REQUIRED is not None:
+        backends.require(name)
+        return None
+    return None if backends.installed(name) else f"{name} is not installed"
+
+
+@pytest.fixture(params=FRAMEWORKS)
+def framework(request: pytest.FixtureRequest) -> str:
+    """Each backend that trains, by name."""
+    reason = _unavailable(request.param)
+    if reason:
+        pytest.skip(reason)
+    return str(request.param)
+
+
+@pytest.fixture
+def backend(framework: str) -> Backend:
+    """Each backend that trains, loaded into this process."""
+    return backends.load(framework)
+
+
+@pytest.fixture(scope="session")
+def workers() -> Iterator[dict[str, Worker]]:
+    """A process for each backend that trains; all of them must be present."""
+    for name in FRAMEWORKS:
+        reason = _unavailable(name)
+        if reason:
+            pytest.skip(reason)
+    running = {name: Worker(name) for name in FRAMEWORKS}
+    yield running
+    for worker in running.values():
+        worker.close()
+
+
+@pytest.fixture(params=zoo.names("all"))
+def model(request: pytest.FixtureRequest) -> zoo.Model:
+    """Every registered model."""
+    return zoo.get(request.param)
+
+
+@pytest.fixture(scope="session")
+def digits() -> data.Dataset:
+    """The embedded data set."""
+    return data.digits()
+
+
+@pytest.fixture(scope="session")
+def images(digits: data.Dataset) -> np.ndarray:
+    """24 real test images, float32 (24, 1, 28, 28) in [0, 1]."""
+    return data.to_float(digits.test_images[:24])
+
+
+@pytest.fixture(scope="session")
+def mnist_folder() -> Path:
+    """The folder of real MNIST that ZOO_DATA names; tests that use it are marked `mnist`."""
+    folder = data.find(Path(os.environ["ZOO_DATA"])) if os.environ.get("ZOO_DATA") else None
+    if folder is None:
+        pytest.skip("ZOO_DATA names no folder with MNIST")
+    return folder

@@ -1,0 +1,306 @@
+"""The cross-check itself: honest cases pass, every planted fault fails, and the layer is named."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import export
+import zoo
+from backends.client import Worker
+from backends.reference import ReferenceNetwork
+from export import crosscheck
+from export.crosscheck import compare, decide, examine, judge, probes
+from export.graph import serialize, to_layers_onnx, to_onnx
+from export.session import Session
+from export.tables import verify_lines
+from zoo.errors import WorkerDied
+from zoo.layers import AvgPool2d, Conv2d, Dense, Dropout, Flatten, Layer, MaxPool2d, Normalize, ReLU
+from zoo.model import Model
+from zoo.recipe import SGD, Recipe
+
+
+def test_compare_under_the_outer_limit() -> None:
+    expected = np.array([[0.0, 10.0], [-100.0, 1.0]])
+    limit = 1e-5 + 2e-5 * 100
+    got = (expected + [[0, 0], [0, 0.9 * limit]]).astype(np.float32)
+    comparison = compare(got, expected)
+    assert comparison.passed
+    assert comparison.limit == limit
+    got = (expected + [[0, 0], [0, 1.1 * limit]]).astype(np.float32)
+    comparison = compare(got, expected)
+    assert not comparison.passed
+    assert comparison.worst == (1, 1)
+    assert comparison.expected == 1.0
+    assert "at [1, 1] got 1.0022" in str(comparison)
+
+
+def test_compare_under_an_element_wise_limit() -> None:
+    expected = np.array([1000.0, 0.0])
+    limit = np.array([1.0, 1e-6])
+    assert compare(np.array([1000.5, 0], np.float32), expected, limit).passed
+    comparison = compare(np.array([1000, 1e-5], np.float32), expected, limit)
+    assert not comparison.passed
+    np.testing.assert_allclose([comparison.ratio, comparison.limit], [10, 1e-6], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("got", "problem"),
+    [
+        (np.zeros((2, 3), np.float32), r"shape (2, 3), not (3, 2)"),
+        (np.zeros((1, 3, 2), np.float32), r"shape (1, 3, 2), not (3, 2)"),
+        (np.zeros((3, 1), np.float32), r"shape (3, 1), not (3, 2)"),
+        (np.zeros((3, 2)), "dtype float64, not float32"),
+        (np.full((3, 2), np.nan, np.float32), "6 values are NaN or infinite"),
+        (np.full((3, 2), np.inf, np.float32), "6 values are NaN or infinite"),
+    ],
+)
+def test_compare_never_makes_things_match(got: np.ndarray, problem: str) -> None:
+    comparison = compare(got, np.zeros((3, 2)))
+    assert not comparison.passed
+    assert comparison.problem == problem
+
+
+def test_decisions() -> None:
+    expected = np.array([[1.0, 0.0], [1.0, 0.999], [1.0, 0.5], [0.0, 1.0]])
+    got = np.array([[1.0, 0.0], [0.999, 1.0], [0.4, 0.5], [0.6, 0.5]])
+    decisions = decide(got, expected)
+    assert decisions.flips == [1, 2, 3]
+    assert decisions.forbidden == []  # each difference is at least half its image's margin
+    assert decisions.open == [1, 2, 3]
+    swapped = np.array([[1.0, 0.0], [1.0, 0.999], [1.0, 0.5], [0.0, 1.0]])
+    assert decide(swapped, expected).flips == []
+    assert decide(swapped, expected).open == []
+    assert decide(swapped, expected).smallest_margin == pytest.approx(0.001)
+
+
+def test_a_flip_with_a_small_difference_is_forbidden() -> None:
+    """Arg-max can only turn if the difference reaches half the margin; a witness whose decision is
+    not its own arg-max would be caught by this."""
+    decisions = crosscheck.Decisions(flips=[3], forbidden=[3], open=[], smallest_margin=1.0)
+    assert not decisions.passed
+
+
+def test_probes_see_what_constants_do_not() -> None:
+    model = zoo.get("convnet")
+    images = probes(model)
+    assert images.dtype == np.float32
+    assert images.min() >= 0
+    assert images.max() <= 1
+    for turned in (images[..., ::-1], images[..., ::-1, :], images.swapaxes(2, 3)):
+        # A pixel may lie on the axis of one symmetry; noise and ramps never do.
+        same = (turned == images).all(axis=(1, 2, 3))
+        assert not same[:64].any()
+        assert not same[-2:].any()
+
+
+class _Faulty:
+    """The reference in float32, computing another model than it should."""
+
+    def __init__(self, model: Model, weights: dict[str, np.ndarray]) -> None:
+        self.network = ReferenceNetwork(model, weights)
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        return self.network.predict(images).astype(np.float32)
+
+    def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        return {path: x.astype(np.float32) for path, x in self.network.activations(images).items()}
+
+
+def test_the_reference_in_float32_passes(model: Model, images: np.ndarray) -> None:
+    weights = zoo.init_weights(model)
+    witness = _Faulty(model, weights)
+    verdict = examine("honest", witness, judge(model, weights, images), witness.activations)
+    assert verdict.passed
+    assert verdict.culprit is None
+    assert list(verdict.layers) == [node.path for node in model.walk()]
+
+
+FAULTY = Model(
+    "faulty",
+    (1, 28, 28),
+    (
+        Normalize((0.5,), (2.0,)),
+        Conv2d(4, 5, padding=(1, 2, 2, 1)),
+        ReLU(),
+        MaxPool2d(3, 2),
+        Dropout(0.5),
+        Conv2d(6, 3, stride=2),
+        ReLU(),
+        AvgPool2d(2, 1),
+        Flatten(),
+        Dense(12),
+        ReLU(),
+        Dense(10),
+    ),
+    Recipe(SGD(0.1), batch_size=10, epochs=1),
+)
+
+
+def _with_layer(path: str, **change: object) -> Model:
+    layers: list[Layer] = []
+    for node in FAULTY.walk():
+        layers.append(dataclasses.replace(node.layer) if node.path != path else _changed(node.layer, change))
+    return dataclasses.replace(FAULTY, layers=tuple(layers))
+
+
+def _changed(layer: Layer, change: dict[str, object]) -> Layer:
+    if "kind" in change:
+        return change["kind"](layer.size, layer.stride)  # type: ignore[operator,attr-defined]
+    fields = {f.name: getattr(layer, f.name) for f in dataclasses.fields(layer)} | change
+    return type(layer)(**fields)
+
+
+def _with_weights(change) -> dict[str, np.ndarray]:
+    weights = zoo.init_weights(FAULTY, 1)
+    change(weights)
+    return {name: np.ascontiguousarray(array) for name, array in weights.items()}
+
+
+SPEC_FAULTS = {
+    "normalize1": _with_layer("normalize1", mean=(0.0,)),
+    "conv1": _with_layer("conv1", padding=(2, 1, 1, 2)),
+    "pool1": _with_layer("pool1", kind=AvgPool2d),
+    "pool2": _with_layer("pool2", kind=MaxPool2d),
+}
+WEIGHT_FAULTS = {
+    "kernel transposed": ("conv1", lambda w: w.update({"conv1.weight": w["conv1.weight"].swapaxes(2, 3)})),
+    "kernel flipped": ("conv2", lambda w: w.update({"conv2.weight": w["conv2.weight"][..., ::-1, ::-1]})),
+    "channels permuted": ("conv2", lambda w: w.update({"conv2.weight": w["conv2.weight"][:, [1, 0, 2, 3]]})),
+    "bias dropped": ("dense2", lambda w: w["dense2.bias"].fill(0)),
+    "bias of one filter off by 1e-3": (
+        "conv1",
+        lambda w: w["conv1.bias"].__setitem__(2, w["conv1.bias"][2] + 1e-3),
+    ),
+    "flatten order": (
+        "dense1",
+        lambda w: w.update(
+            {"dense1.weight": w["dense1.weight"].reshape(12, 6, -1).swapaxes(1, 2).reshape(12, -1)}
+        ),
+    ),
+    "float16 weights": (
+        "conv1",
+        lambda w: w.update({k: v.astype(np.float16).astype(np.float32) for k, v in w.items()}),
+    ),
+}
+
+
+@pytest.mark.parametrize("culprit", SPEC_FAULTS)
+def test_another_layer_is_caught_and_named(culprit: str) -> None:
+    weights = zoo.init_weights(FAULTY, 1)
+    witness = _Faulty(SPEC_FAULTS[culprit], weights)
+    verdict = examine("faulty", witness, judge(FAULTY, weights, probes(FAULTY)), witness.activations)
+    assert not verdict.passed
+    assert verdict.culprit == culprit
+
+
+@pytest.mark.parametrize("fault", WEIGHT_FAULTS)
+def test_other_weights_are_caught_and_named(fault: str) -> None:
+    culprit, change = WEIGHT_FAULTS[fault]
+    weights = zoo.init_weights(FAULTY, 1)
+    witness = _Faulty(FAULTY, _with_weights(change))
+    verdict = examine("faulty", witness, judge(FAULTY, weights, probes(FAULTY)), witness.activations)
+    assert not verdict.passed
+    assert verdict.culprit == culprit
+    without_layers = examine("faulty", witness, judge(FAULTY, weights, probes(FAULTY)))
+    assert not without_layers.passed
+
+
+def test_softmax_forgotten_or_twice(images: np.ndarray) -> None:
+    model = zoo.get("convnet-small")
+    weights = zoo.init_weights(model)
+    judgement = judge(model, weights, images)
+    for layers in (model.layers[:-1], (*model.layers, model.layers[-1])):
+        witness = _Faulty(dataclasses.replace(model, layers=layers), weights)
+        assert not examine("faulty", witness, judgement).passed
+
+
+def test_the_logit_limit_is_sharper_than_the_outer_one(images: np.ndarray) -> None:
+    """A last-bits fault that the outer limit lets through is seen at the input of softmax."""
+    model = zoo.get("convnet-small")
+    weights = zoo.init_weights(model)
+    altered = {**weights, "dense1.bias": weights["dense1.bias"] + np.linspace(0, 2e-5, 10, dtype=np.float32)}
+    witness = _Faulty(model, altered)
+    verdict = examine("faulty", witness, judge(model, weights, images), witness.activations)
+    assert verdict.output is not None
+    assert verdict.output.passed
+    assert verdict.logits is not None
+    assert not verdict.logits.passed
+    assert not verdict.passed
+
+
+def test_faults_in_the_onnx_file(images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = zoo.get("cnn-padded")
+    weights = zoo.init_weights(model)
+
+    def altered(proto: onnx.ModelProto, change) -> onnx.ModelProto:
+        change(proto.graph)
+        return proto
+
+    def pads(graph: onnx.GraphProto) -> None:
+        conv = next(node for node in graph.node if node.name == "conv2")
+        next(a for a in conv.attribute if a.name == "pads").ints[:] = [1, 2, 3, 2]
+
+    def stale(graph: onnx.GraphProto) -> None:
+        tensor = next(t for t in graph.initializer if t.name == "dense1.weight")
+        tensor.CopyFrom(numpy_helper.from_array(zoo.init_weights(model, 1)["dense1.weight"], "dense1.weight"))
+
+    for change, culprit in ((pads, "conv2"), (stale, "dense1")):
+        with monkeypatch.context() as patched:
+            patched.setattr(crosscheck, "to_onnx", lambda *a, c=change: altered(to_onnx(*a), c))
+            patched.setattr(crosscheck, "to_layers_onnx", lambda *a, c=change: altered(to_layers_onnx(*a), c))
+            report = export.verify(model, weights, backends=[], images=images)
+        assert not report.passed
+        assert report.verdict(crosscheck.DIRECT).culprit == culprit
+        lines = verify_lines(report, "initial weights")
+        assert "FAIL" in lines
+        assert f"{culprit} " in lines
+        assert "first divergence" in lines
+    assert export.verify(model, weights, backends=[], images=images).passed
+
+
+def test_verify_asks_every_backend(framework: str, model: Model) -> None:
+    report = export.verify(model, zoo.init_weights(model), backends=[framework, "reference"])
+    assert report.passed
+    witnesses = [verdict.witness for verdict in report.verdicts]
+    assert witnesses == [
+        crosscheck.DIRECT,
+        crosscheck.UNOPTIMIZED,
+        framework,
+        crosscheck.native_name(framework),
+    ]
+    data = report.to_dict()
+    assert data["passed"] is True
+    assert data["witnesses"][2]["layers"].keys() == {node.path for node in model.walk()}
+    assert data["witnesses"][3]["identical_to_direct"] is True
+    assert "PASSED 4 of 4" in verify_lines(report, "initial weights")
+
+
+def test_a_crashed_witness_is_reported_and_the_rest_goes_on(
+    framework: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise WorkerDied("the backend died while asked to build: SIGSEGV")
+
+    monkeypatch.setattr(Worker, "build", die)
+    model = zoo.get("lenet-dropout")
+    report = export.verify(model, zoo.init_weights(model), backends=[framework])
+    assert not report.passed
+    assert report.verdict(crosscheck.DIRECT).passed
+    assert "SIGSEGV" in report.verdict(framework).error
+    assert "SIGSEGV" in verify_lines(report, "initial weights")
+
+
+def test_large_weights_do_not_alarm() -> None:
+    """Honest float32 at other scales: the limits follow the magnitudes."""
+    model = zoo.get("cnn-padded")
+    for scale in (0.1, 1, 8):
+        weights = {k: v * np.float32(scale) for k, v in zoo.init_weights(model, 3).items()}
+        report = export.verify(model, weights, backends=[])
+        assert report.passed, verify_lines(report, f"scale {scale}")
+    content = serialize(to_onnx(model, weights))
+    assert Session(content).predict(probes(model)).shape == (130, 10)

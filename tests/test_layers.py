@@ -1,0 +1,170 @@
+"""Every layer in every lowering: declared shape, float64 semantics, float32 numerics."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from layer_table import ROWS, missing, model_of, rows
+
+import backends
+import zoo
+from backends import reference
+from export import crosscheck
+from export.graph import emit, serialize, to_layers_onnx, to_onnx
+from export.session import Session
+from zoo.errors import InvalidSpec, UnsupportedLayer
+from zoo.layers import (
+    LAYERS,
+    AvgPool2d,
+    Conv2d,
+    Dense,
+    Dropout,
+    Flatten,
+    Layer,
+    MaxPool2d,
+    Normalize,
+    Softmax,
+)
+from zoo.model import Model
+from zoo.network import Backend
+from zoo.randomness import uniform
+
+
+def _images(model: Model, count: int = 3) -> np.ndarray:
+    size = int(np.prod(model.input_shape))
+    # Between -1 and 1: ReLU and max-pooling have something to decide.
+    values = 2 * uniform(1, "tests/images", count * size) - 1
+    return values.reshape(count, *model.input_shape).astype(np.float32)
+
+
+def test_every_layer_has_a_row() -> None:
+    assert missing() == set()
+
+
+@pytest.mark.parametrize(("name", "layers", "input_shape", "expected"), ROWS, ids=[row[0] for row in ROWS])
+def test_declared_shape_is_the_expected_one(name, layers, input_shape, expected) -> None:
+    assert layers[0].output_shape(input_shape) == expected, name
+
+
+@pytest.mark.parametrize("model", rows())
+def test_declared_shape_is_the_executed_shape(model: Model) -> None:
+    activations = reference.backend().build(model, zoo.init_weights(model)).activations(_images(model))
+    assert {path: x.shape[1:] for path, x in activations.items()} == {
+        node.path: node.output_shape for node in model.walk()
+    }
+
+
+@pytest.mark.parametrize("model", rows())
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_backend_agrees_with_the_reference(model: Model, dtype: str, backend: Backend) -> None:
+    weights = zoo.init_weights(model, seed=3)
+    images = _images(model)
+    expected = reference.backend().build(model, weights).activations(images)
+    network = backend.build(model, weights, dtype)
+    got = network.activations(images)
+    assert list(got) == list(expected)
+    for path in expected:
+        assert got[path].dtype == dtype
+        scale = np.abs(expected[path]).max()
+        tolerance = 1e-12 * scale if dtype == "float64" else 1e-6 * scale  # 16 units of float32
+        np.testing.assert_allclose(got[path], expected[path], rtol=0, atol=tolerance, err_msg=path)
+    np.testing.assert_array_equal(network.predict(images), got[model.walk()[-1].path])
+
+
+@pytest.mark.parametrize("model", rows())
+def test_onnx_agrees_with_the_reference(model: Model) -> None:
+    weights = zoo.init_weights(model, seed=3)
+    images = _images(model)
+    expected = reference.backend().build(model, weights).activations(images)
+    inside = Session(serialize(to_layers_onnx(model, weights))).run(images)
+    for got, path in zip(inside.values(), expected, strict=True):
+        comparison = crosscheck.compare(got, expected[path])
+        assert comparison.passed, f"{path}: {comparison}"
+    output = Session(serialize(to_onnx(model, weights)), optimize=False).predict(images)
+    assert crosscheck.compare(output, expected[model.walk()[-1].path]).passed
+
+
+@pytest.mark.parametrize("model", rows())
+def test_weights_come_back_bit_for_bit(model: Model, backend: Backend) -> None:
+    weights = zoo.init_weights(model, seed=5)
+    back = backend.build(model, weights).weights()
+    assert list(back) == list(weights)
+    for name, array in weights.items():
+        assert back[name].dtype == np.float32
+        np.testing.assert_array_equal(back[name], array, err_msg=name)
+
+
+def test_reference_convolution_against_a_written_out_sum() -> None:
+    model = model_of((Conv2d(2, (2, 3), (2, 1), (1, 0, 0, 2)),), (2, 4, 5))
+    weights = zoo.init_weights(model, seed=2)
+    image = _images(model, 1)
+    kernel, bias = weights["conv1.weight"].astype(float), weights["conv1.bias"].astype(float)
+    padded = np.zeros((2, 5, 7))
+    padded[:, 1:5, 0:5] = image[0]
+    expected = np.zeros((2, 2, 5))
+    for o, y, x in np.ndindex(expected.shape):
+        expected[o, y, x] = bias[o]
+        for c, i, j in np.ndindex(2, 2, 3):
+            expected[o, y, x] += kernel[o, c, i, j] * padded[c, 2 * y + i, x + j]
+    got = reference.backend().build(model, weights).activations(image)["conv1"][0]
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-15)
+
+
+class _Unknown(Layer):
+    kind = "unknown"
+
+    def output_shape(self, input_shape):
+        return input_shape
+
+
+def test_a_layer_without_a_rule_is_refused_before_anything_runs(framework: str) -> None:
+    model = model_of((_Unknown(),), (1, 2, 2))
+    for name in ("reference", framework):
+        with pytest.raises(UnsupportedLayer, match=f"backend '{name}' has no rule for _Unknown"):
+            backends.load(name).build(model, {})
+    with pytest.raises(UnsupportedLayer, match="ONNX exporter has no rule for _Unknown"):
+        to_onnx(model, {})
+
+
+def test_no_lowering_has_a_gap(backend: Backend) -> None:
+    module = __import__(type(backend).__module__, fromlist=["lower"])
+    for rules in (module.lower, reference.apply, emit):
+        assert {layer for layer in LAYERS.values() if layer not in rules.registry} == set()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Conv2d(0, 3), r"0 is out of range \(Conv2d.filters\)"),
+        (lambda: Conv2d(True, 3), "True is not an integer"),
+        (lambda: Conv2d("8", 3), "'8' is not an integer"),
+        (lambda: Conv2d(8, 3.5), "3.5 is not an integer"),
+        (lambda: Conv2d(8, (3, 3, 3)), "neither an integer nor"),
+        (lambda: Conv2d(8, 3, stride=0), r"Conv2d.stride"),
+        (lambda: Conv2d(8, 3, padding=-1), r"Conv2d.padding"),
+        (lambda: Conv2d(8, 3, padding=(1, 2)), "top, left, bottom, right"),
+        (lambda: Conv2d(8, 3, bias=1), "1 is not true or false"),
+        (lambda: MaxPool2d(0), r"MaxPool2d.size"),
+        (lambda: AvgPool2d(2, 0), r"AvgPool2d.stride"),
+        (lambda: Dropout(1.0), "1.0 is not in 0 <= rate < 1"),
+        (lambda: Dropout(float("nan")), "nan is not a finite number"),
+        (lambda: Dense(2**31), "out of range"),
+        (lambda: Normalize((), ()), "one number per channel"),
+        (lambda: Normalize((0.5,), (1.0, 2.0)), "1 means and 2 scales"),
+        (lambda: Normalize((1e60,), (1.0,)), "beyond float32"),
+        (lambda: Conv2d(2, 9).output_shape((1, 8, 9)), "a window of 9 does not fit into the height 8"),
+        (lambda: Dense(3).output_shape((1, 2, 2)), "put a Flatten before it"),
+        (lambda: Softmax().output_shape((1, 2, 2)), "takes a vector"),
+        (lambda: Flatten().output_shape((4,)), "takes an image"),
+        (lambda: Normalize((0.5,), (2.0,)).output_shape((3, 2, 2)), "1 means for 3 channels"),
+    ],
+)
+def test_impossible_layers_are_refused(make, message: str) -> None:
+    with pytest.raises(InvalidSpec, match=message):
+        make()
+
+
+def test_normalize_is_rounded_to_float32_once() -> None:
+    layer = Normalize((0.1307,), (1 / 0.3081,))
+    assert layer.mean == (float(np.float32(0.1307)),)
+    assert layer.scale == (float(np.float32(1 / 0.3081)),)

@@ -1,0 +1,297 @@
+"""Training: batch order, the written formulas, the same path in every framework."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import zoo
+from backends.client import Worker
+from zoo import data, training
+from zoo.errors import Diverged, NotSupported
+from zoo.layers import AvgPool2d, Conv2d, Dense, Dropout, Flatten, MaxPool2d, ReLU, Softmax
+from zoo.model import Model
+from zoo.network import Backend
+from zoo.recipe import SGD, Adam, Optimizer, Recipe, RMSprop
+from zoo.weights import Weights
+
+OPTIMIZERS = [
+    pytest.param(SGD(0.1), id="sgd"),
+    pytest.param(SGD(0.03, momentum=0.9), id="momentum"),
+    pytest.param(SGD(0.03, momentum=0.9, nesterov=True), id="nesterov"),
+    pytest.param(Adam(1e-3), id="adam"),
+    pytest.param(RMSprop(1e-3), id="rmsprop"),
+]
+
+
+def small_split(digits: data.Dataset, count: int = 200) -> data.Split:
+    """Some digits, as floats."""
+    return data.split(digits, 50, seed=0, limit=count).as_float()
+
+
+def dense_model(optimizer: Optimizer, **recipe: object) -> Model:
+    """One dense layer, whose gradient can be written by hand."""
+    return Model(
+        "dense", (1, 28, 28), (Flatten(), Dense(10)), Recipe(optimizer, batch_size=32, epochs=1, **recipe)
+    )
+
+
+def test_batch_order() -> None:
+    recipe = Recipe(SGD(0.1), batch_size=8, epochs=1)
+    first, second = (training.batch_order(recipe, 0, epoch, 30) for epoch in (1, 2))
+    assert sorted(first) == list(range(30))
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(first, training.batch_order(recipe, 0, 1, 30))
+    assert not np.array_equal(first, training.batch_order(recipe, 1, 1, 30))
+    dropped = training.batch_order(dataclasses.replace(recipe, drop_last=True), 0, 1, 30)
+    np.testing.assert_array_equal(dropped, first[:24])
+    plain = training.batch_order(dataclasses.replace(recipe, shuffle=False), 0, 2, 30)
+    np.testing.assert_array_equal(plain, np.arange(30))
+
+
+def test_cross_entropy_and_accuracy() -> None:
+    outputs = np.array([[1.0, 2.0, 3.0], [1000.0, 0.0, 0.0]])
+    labels = np.array([2, 1])
+    expected = np.mean([np.log(np.exp([1, 2, 3]).sum()) - 3, 1000.0])
+    np.testing.assert_allclose(training.cross_entropy(outputs, labels), expected, rtol=1e-15)
+    assert training.accuracy(outputs, labels) == 0.5
+
+
+def by_hand(
+    weights: Weights, images: np.ndarray, labels: np.ndarray, order: np.ndarray, recipe: Recipe
+) -> Weights:
+    """One epoch of a dense layer in NumPy float64, straight from the formulas of zoo.recipe."""
+    w = {name: array.astype(np.float64) for name, array in weights.items()}
+    a = {name: np.zeros_like(array) for name, array in w.items()}
+    b = {name: np.zeros_like(array) for name, array in w.items()}
+    o = recipe.optimizer
+    for t, start in enumerate(range(0, len(order), recipe.batch_size), start=1):
+        batch = order[start : start + recipe.batch_size]
+        x = images[batch].reshape(len(batch), -1).astype(np.float64)
+        z = x @ w["dense1.weight"].T + w["dense1.bias"]
+        p = np.exp(z - z.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        d = (p - np.eye(10)[labels[batch]]) / len(batch)
+        for name, g in {"dense1.weight": d.T @ x, "dense1.bias": d.sum(0)}.items():
+            if isinstance(o, SGD):
+                a[name] = o.momentum * a[name] + g
+                w[name] -= o.learning_rate * (g + o.momentum * a[name] if o.nesterov else a[name])
+            elif isinstance(o, Adam):
+                a[name] = o.beta1 * a[name] + (1 - o.beta1) * g
+                b[name] = o.beta2 * b[name] + (1 - o.beta2) * g**2
+                root = np.sqrt(b[name]) / np.sqrt(1 - o.beta2**t)
+                w[name] -= o.learning_rate / (1 - o.beta1**t) * a[name] / (root + o.epsilon)
+            elif isinstance(o, RMSprop):
+                a[name] = o.alpha * a[name] + (1 - o.alpha) * g**2
+                w[name] -= o.learning_rate * g / (np.sqrt(a[name]) + o.epsilon)
+    return w
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_optimizers_follow_the_written_formula(
+    optimizer: Optimizer, backend: Backend, digits: data.Dataset
+) -> None:
+    model = dense_model(optimizer)
+    split = small_split(digits)
+    weights = zoo.init_weights(model)
+    order = training.batch_order(model.recipe, 0, 1, 200)  # 7 steps, the last of 8 images
+    expected = by_hand(weights, split.train_images, split.train_labels, order, model.recipe)
+    network = backend.build(model, weights, "float64")
+    network.train_epoch(split.train_images, split.train_labels, order, model.recipe, lambda *_: None)
+    for name, array in network.weights().items():
+        np.testing.assert_allclose(array, expected[name], rtol=0, atol=1e-13, err_msg=name)
+
+
+def test_another_formula_is_noticed(backend: Backend, digits: data.Dataset) -> None:
+    """The bound above is not a rubber stamp: a wrong epsilon, momentum or batch breaks it."""
+    split = small_split(digits)
+    for used, meant in (
+        (Adam(1e-3, epsilon=1e-7), Adam(1e-3)),
+        (SGD(0.03, 0.9), SGD(0.03, 0.9, nesterov=True)),
+        (RMSprop(1e-3, alpha=0.9), RMSprop(1e-3)),
+    ):
+        model = dense_model(used)
+        weights = zoo.init_weights(model)
+        order = training.batch_order(model.recipe, 0, 1, 200)
+        network = backend.build(model, weights, "float64")
+        network.train_epoch(split.train_images, split.train_labels, order, model.recipe, lambda *_: None)
+        recipe = dataclasses.replace(model.recipe, optimizer=meant)
+        expected = by_hand(weights, split.train_images, split.train_labels, order, recipe)
+        gap = max(np.abs(array - expected[name]).max() for name, array in network.weights().items())
+        assert gap > 1e-9, used
+
+
+def test_softmax_is_applied_twice_where_the_model_ends_in_it(backend: Backend, digits: data.Dataset) -> None:
+    recipe = Recipe(SGD(0.0), batch_size=20, epochs=1)
+    model = Model("double", (1, 28, 28), (Flatten(), Dense(10), Softmax()), recipe)
+    split = small_split(digits)
+    network = backend.build(model, zoo.init_weights(model))
+    losses: list[float] = []
+    order = np.arange(20)
+    network.train_epoch(
+        split.train_images, split.train_labels, order, recipe, lambda _, loss, __: losses.append(loss)
+    )
+    probabilities = network.predict(split.train_images[:20])
+    expected = training.cross_entropy(probabilities, split.train_labels[:20])
+    np.testing.assert_allclose(losses, [expected], rtol=1e-6)
+    single = -np.log(probabilities[np.arange(20), split.train_labels[:20]]).mean()
+    assert abs(single - expected) > 1e-3
+
+
+def test_train_reports_what_happened(backend: Backend, digits: data.Dataset) -> None:
+    layers = (Conv2d(4, 5, stride=2), ReLU(), MaxPool2d(2), Dropout(0.2), Flatten(), Dense(10))
+    recipe = Recipe(Adam(1e-2), batch_size=32, epochs=3)
+    model = Model("small", (1, 28, 28), layers, recipe)
+    split = small_split(digits)
+    network = backend.build(model, zoo.init_weights(model))
+    seen: list[tuple[int, int]] = []
+    trained = training.train(
+        network, recipe, split, seed=0, epochs=3, progress=lambda done, total, _: seen.append((done, total))
+    )
+    assert seen == [(i, 21) for i in range(1, 22)]
+    assert [row[:2] for row in trained.history] == [(e, s) for e in (1, 2, 3) for s in range(1, 8)]
+    assert all(0 <= row[3] <= 1 for row in trained.history)
+    assert [row[0] for row in trained.epochs] == [1, 2, 3]
+    assert trained.epochs[-1][1] < trained.epochs[0][1]
+    assert trained.accuracy["train"] == training.accuracy(
+        network.predict(split.train_images), split.train_labels
+    )
+    best = max(trained.epochs, key=lambda row: row[3])
+    assert trained.best_epoch == best[0]
+    assert trained.best is not None
+    again = backend.build(model, trained.best)
+    assert training.accuracy(again.predict(split.validation_images), split.validation_labels) == best[3]
+    assert training.to_csv(training.EPOCHS, trained.epochs).splitlines()[0].startswith("epoch,train_loss")
+
+
+def test_no_epochs_keep_the_initial_weights(backend: Backend, digits: data.Dataset) -> None:
+    model = dense_model(SGD(0.1))
+    weights = zoo.init_weights(model)
+    network = backend.build(model, weights)
+    trained = training.train(network, model.recipe, small_split(digits), seed=0, epochs=0)
+    assert trained.history == trained.epochs == []
+    assert trained.accuracy["test"] is not None
+    for name, array in trained.weights.items():
+        np.testing.assert_array_equal(array, weights[name])
+
+
+def test_a_loss_that_is_not_finite_stops_training(backend: Backend, digits: data.Dataset) -> None:
+    model = dense_model(SGD(1e38))
+    network = backend.build(model, zoo.init_weights(model))
+    with pytest.raises(
+        Diverged, match=r"the loss is (nan|inf) \(last finite one 2\.\d+\).*epoch 1, step \d.*1e\+38"
+    ):
+        training.train(network, model.recipe, small_split(digits), seed=0, epochs=1)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_restored_state_goes_on_bit_for_bit(
+    optimizer: Optimizer, backend: Backend, digits: data.Dataset
+) -> None:
+    layers = (Conv2d(3, 5, stride=3), ReLU(), Dropout(0.5), Flatten(), Dense(10))
+    model = Model("stateful", (1, 28, 28), layers, Recipe(optimizer, batch_size=32, epochs=1))
+    split = small_split(digits)
+
+    def epoch(network, number: int) -> None:
+        order = training.batch_order(model.recipe, 0, number, 200)
+        seed = training.epoch_seed(0, number)
+        network.train_epoch(
+            split.train_images, split.train_labels, order, model.recipe, lambda *_: None, seed
+        )
+
+    network = backend.build(model, zoo.init_weights(model))
+    epoch(network, 1)
+    tensors, extra = network.state()
+    epoch(network, 2)
+    resumed = backend.build(model, zoo.init_weights(model, seed=9))
+    resumed.restore(tensors, extra)
+    epoch(resumed, 2)
+    for name, array in network.weights().items():
+        np.testing.assert_array_equal(resumed.weights()[name], array, err_msg=name)
+    forgetful = backend.build(model, {k: v for k, v in tensors.items() if not k.startswith("optimizer")})
+    epoch(forgetful, 2)
+    same = all(np.array_equal(forgetful.weights()[name], array) for name, array in network.weights().items())
+    assert same == (optimizer == SGD(0.1)), "only plain SGD has nothing to remember"
+
+
+def test_dropout_is_a_function_of_its_seed(backend: Backend, digits: data.Dataset) -> None:
+    layers = (Dropout(0.5), Flatten(), Dropout(0.5), Dense(10))
+    model = Model("drop", (1, 28, 28), layers, Recipe(SGD(0.1), batch_size=32, epochs=1))
+    split = small_split(digits)
+
+    def weights_after(seed: int) -> np.ndarray:
+        network = backend.build(model, zoo.init_weights(model))
+        order = np.arange(64)
+        network.train_epoch(
+            split.train_images, split.train_labels, order, model.recipe, lambda *_: None, seed
+        )
+        return network.weights()["dense1.weight"]
+
+    np.testing.assert_array_equal(weights_after(1), weights_after(1))
+    assert not np.array_equal(weights_after(1), weights_after(2))
+
+
+def test_the_reference_does_not_train() -> None:
+    from backends import reference
+
+    model = dense_model(SGD(0.1))
+    network = reference.backend().build(model, zoo.init_weights(model))
+    with pytest.raises(NotSupported, match="does not train"):
+        network.train_epoch(np.empty(0), np.empty(0), np.empty(0), model.recipe, lambda *_: None)
+    with pytest.raises(NotSupported, match="no ONNX exporter"):
+        network.export_native("x.onnx")
+
+
+SMALL = (
+    Conv2d(6, 5, stride=2),
+    ReLU(),
+    MaxPool2d(2),
+    Conv2d(8, 3, padding=1),
+    ReLU(),
+    AvgPool2d(2),
+    Flatten(),
+)
+
+
+def _train_in_both(
+    model: Model, workers: dict[str, Worker], digits: data.Dataset, epochs: int
+) -> tuple[training.Trained, training.Trained]:
+    split = data.split(digits, 0, seed=0)
+    trained = []
+    for worker in workers.values():
+        worker.send_data(split)
+        network = worker.build(model, zoo.init_weights(model), "float64")
+        trained.append(network.train(seed=0, epochs=epochs))
+    return trained[0], trained[1]
+
+
+@pytest.mark.cross
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("end", [(Dense(10),), (Dense(10), Softmax())], ids=["logits", "probabilities"])
+def test_both_frameworks_follow_the_same_path(
+    optimizer: Optimizer, end: tuple, workers: dict[str, Worker], digits: data.Dataset
+) -> None:
+    """230 steps in float64, the last of each epoch a partial batch."""
+    model = Model("parity", (1, 28, 28), (*SMALL, *end), Recipe(optimizer, batch_size=33, epochs=5))
+    torch, keras = _train_in_both(model, workers, digits, epochs=5)
+    assert len(torch.history) == 230
+    moved = max(np.abs(torch.weights[k] - v).max() for k, v in zoo.init_weights(model).items())
+    assert moved > 1e-3
+    losses = [np.array([row[2] for row in trained.history]) for trained in (torch, keras)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0, atol=1e-10)
+    for name, array in torch.weights.items():
+        assert array.dtype == np.float64
+        np.testing.assert_allclose(keras.weights[name], array, rtol=0, atol=1e-11, err_msg=name)
+    assert [row[3] for row in torch.history] == [row[3] for row in keras.history]
+
+
+@pytest.mark.cross
+def test_another_order_of_batches_is_noticed(workers: dict[str, Worker], digits: data.Dataset) -> None:
+    recipe = Recipe(SGD(0.1), batch_size=33, epochs=1)
+    model = Model("parity", (1, 28, 28), (*SMALL, Dense(10)), recipe)
+    torch, _ = _train_in_both(model, workers, digits, epochs=1)
+    unshuffled = dataclasses.replace(model, recipe=dataclasses.replace(recipe, shuffle=False))
+    _, keras = _train_in_both(unshuffled, workers, digits, epochs=1)
+    assert max(np.abs(keras.weights[k] - v).max() for k, v in torch.weights.items()) > 1e-5
