@@ -47,21 +47,21 @@ def types(session: nox.Session) -> None:
 def bare(session: nox.Session) -> None:
     """Everything that works with no framework installed, and what is said about the others."""
     session.install("-e", ".", *PYTEST)
-    _test(session, "-m", "not cross", backends="")
+    _test(session, "-m", "not cross and not full_mnist", backends="")
 
 
 @nox.session
 def torch(session: nox.Session) -> None:
     """PyTorch alone."""
     session.install("-e", ".[torch]", *PYTEST)
-    _test(session, "-m", "not cross", backends="torch")
+    _test(session, "-m", "not cross and not full_mnist", backends="torch")
 
 
 @nox.session
 def keras(session: nox.Session) -> None:
     """Keras on TensorFlow alone."""
     session.install("-e", ".[keras]", *PYTEST)
-    _test(session, "-m", "not cross", backends="keras")
+    _test(session, "-m", "not cross and not full_mnist", backends="keras")
 
 
 @nox.session

@@ -1,0 +1,105 @@
+"""Who imports what, seen in a fresh process: the architecture, and start-up that stays light."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {"torch", "tensorflow", "keras", "jax", "onnx", "onnxruntime", "numpy", "safetensors", "requests", "tqdm"}
+
+
+def loaded(code: str, cwd: Path | None = None) -> set[str]:
+    """The top-level modules that a fresh process has loaded after running some code."""
+    script = f"import sys\n{code}\nprint(*{{name.partition('.')[0] for name in sys.modules}}, file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=cwd
+    )
+    return set(done.stderr.splitlines()[-1].split())
+
+
+def command(*arguments: str) -> str:
+    return f"""
+import importlib.metadata
+def scanned(*_, **__):
+    raise AssertionError("entry points were scanned")
+importlib.metadata.entry_points = scanned
+from zoo.cli import main
+try:
+    main({list(arguments)!r})
+except SystemExit as done:
+    assert not done.code, done.code
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["list"], ["list", "--json"], ["show", "convnet"], ["show", "cnn-padded", "--json"], ["build", "--help"]],
+    ids=" ".join,
+)
+def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
+    modules = loaded(command(*arguments))
+    assert not modules & HEAVY
+    assert not modules & {"backends", "export"}
+
+
+def test_importing_the_zoo_imports_no_numpy() -> None:
+    assert not loaded("import zoo; zoo.get('convnet').parameters") & HEAVY
+
+
+def test_no_module_of_zoo_knows_a_framework_or_who_uses_it() -> None:
+    names = sorted(path.stem for path in (ROOT / "zoo").glob("*.py") if path.stem != "__main__")
+    modules = loaded("\n".join(f"import zoo.{name}" for name in names if name != "__init__"))
+    assert not modules & {"torch", "tensorflow", "keras", "jax", "onnx", "onnxruntime", "backends", "export"}
+
+
+def test_export_knows_no_framework() -> None:
+    names = sorted(path.stem for path in (ROOT / "export").glob("*.py"))
+    modules = loaded("\n".join(f"import export.{name}" for name in names if name != "__init__"))
+    assert not modules & {"torch", "tensorflow", "keras", "jax"}
+    assert {"export", "backends", "onnx"} <= modules
+
+
+def test_a_backend_knows_its_framework_alone(framework: str) -> None:
+    modules = loaded(f"import backends; backends.load({framework!r})")
+    assert framework in modules
+    assert not modules & ({"torch", "keras"} - {framework})
+    assert "export" not in modules
+
+
+def test_the_check_sees_what_it_forbids() -> None:
+    assert "numpy" in loaded("import numpy") & HEAVY
+    with pytest.raises(subprocess.CalledProcessError):
+        loaded(command("list") + "\nimportlib.metadata.entry_points()")
+
+
+@pytest.mark.parametrize("hidden", ["backends.py", "export.py", "export/__init__.py", "backends/notes.txt"])
+def test_a_shadowed_package_is_named(hidden: str, tmp_path: Path) -> None:
+    path = tmp_path / hidden
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("")
+    done = subprocess.run(
+        [sys.executable, "-m", "zoo", "env"], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    folder_only = hidden.endswith(".txt")  # a plain folder loses against an installed package
+    if folder_only and done.returncode == 0:
+        return
+    assert done.returncode == 5
+    assert done.stderr.count("\n") == 1
+    assert "is hidden by another of that name" in done.stderr
+    assert str(path if not folder_only else path.parent) in done.stderr
+
+
+def test_a_shadowing_folder_does_not_reach_the_worker(tmp_path: Path, framework: str) -> None:
+    (tmp_path / "backends.py").write_text("raise SystemExit('the wrong module')")
+    code = f"""
+import backends, os
+from backends.client import Worker
+os.chdir({str(tmp_path)!r})
+with Worker({framework!r}) as worker:
+    assert worker.versions()
+"""
+    assert "backends" in loaded(code)
