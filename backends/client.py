@@ -63,6 +63,8 @@ class Worker:
             "OPENBLAS_NUM_THREADS": str(threads),
             "TF_NUM_INTRAOP_THREADS": str(threads),
             "TF_NUM_INTEROP_THREADS": "1",
+            "JAX_ENABLE_X64": "1",  # without it JAX has no float64; what is float32 stays so
+            "JAX_PLATFORMS": "cpu",
             "CUDA_VISIBLE_DEVICES": "-1",  # the CPU is the only device so far
         }
 

@@ -459,9 +459,16 @@ class KerasBackend:
         self.name = "keras" if engine == "tensorflow" else f"keras:{engine}"
 
     def build(self, model: Model, weights: Mapping[str, np.ndarray], dtype: str = "float32") -> KerasNetwork:
-        """The network of a model; raises UnsupportedLayer if a layer has no rule here."""
+        """The network of a model.
+
+        Raises UnsupportedLayer if a layer has no rule here, NotSupported if the engine does not
+        compute in this dtype.
+        """
         if dtype not in ("float32", "float64"):
             raise InvalidInput(f"dtype {dtype!r} is neither float32 nor float64")
+        if keras.backend.backend() == "torch" and keras.backend.result_type(dtype, dtype) != dtype:
+            # Keras 3.15 on torch: matmul casts its float64 operands to float32, without a word.
+            raise NotSupported(f"{self.name} computes matrix products of {dtype} in float32")
         return KerasNetwork(model, weights, dtype)
 
     def versions(self) -> dict[str, str]:

@@ -125,6 +125,10 @@ def main() -> None:
         except ZooError as error:
             fault = {"class": type(error).__name__, "arguments": list(error.args)}
             messages.send(output, {"error": fault})
+        except OSError as error:
+            what = f"cannot write: {error.strerror or error}"
+            fault = {"class": MachineError.__name__, "arguments": [what, str(error.filename or "")]}
+            messages.send(output, {"error": fault})
         except MemoryError:
             fault = {"class": MachineError.__name__, "arguments": ["out of memory"]}
             messages.send(output, {"error": fault})

@@ -194,16 +194,15 @@ def _build_one(
 ) -> None:
     run = runs.Run(outcome.path)
     with run.lock(say):
-        if not options.force and run.is_sound():
-            before = (run.manifest() or {})["inputs"]
-            changed = runs.differences(before, inputs)
-            if not changed:
-                outcome.report = json.loads(run.read("report.json"))
-                outcome.up_to_date = True
-                say(f"{model.name} {name}: up to date")
-                return
-            say(f"{model.name} {name}: {'; '.join(changed)}: training anew")
         label = f"{model.name} {name}"
+        reason = _why_anew(run, inputs, options)
+        if reason == "":
+            outcome.report = json.loads(run.read("report.json"))
+            outcome.up_to_date = True
+            say(f"{label}: up to date")
+            return
+        if reason:
+            say(f"{label}: {reason}: training anew")
         recipe = model.recipe
         held_out = recipe.validation_size(len(dataset.train_labels))
         split = data.split(dataset, held_out, options.seed, options.limit)
@@ -225,6 +224,17 @@ def _build_one(
             say(f"{label}: warning: {warning}")
         run.publish(files, inputs)
         outcome.report = report
+
+
+def _why_anew(run: runs.Run, inputs: dict[str, Any], options: Options) -> str | None:
+    """Why a run is trained: None if there is none yet, "" if it is up to date and need not be."""
+    if not run.path.exists():
+        return None
+    if options.force:
+        return "--force"
+    if not run.is_sound():
+        return "the run is damaged"
+    return "; ".join(runs.differences((run.manifest() or {})["inputs"], inputs))
 
 
 def _check(

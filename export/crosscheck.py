@@ -28,7 +28,7 @@ from backends.reference import ReferenceNetwork
 from export.graph import serialize, tensor_name, to_layers_onnx, to_onnx
 from export.native import canonicalize
 from export.session import Session
-from zoo.errors import NotSupported, ZooError
+from zoo.errors import MachineError, NotSupported, ZooError
 from zoo.layers import Dense
 from zoo.model import Model
 from zoo.randomness import raw_bits
@@ -404,6 +404,8 @@ def check_network(
             return
         canonical = serialize(canonicalize(raw, model, weights))
         session = Session(canonical)
+    except MachineError:
+        raise  # a full disk says nothing about the network
     except ZooError as error:
         report.verdicts.append(Verdict(witness, error=str(error)))
         return
@@ -455,6 +457,8 @@ def examine(
             path = list(judgement.layers)[-2]
             first = judgement.first(LAYER_IMAGES)
             verdict.logits = compare(inside[path], first.logits, first.logit_limit)
+    except MachineError:
+        raise
     except ZooError as error:
         verdict.error = str(error)
     verdict.seconds = time.perf_counter() - started

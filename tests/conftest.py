@@ -47,6 +47,22 @@ def framework(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="session")
+def _running() -> Iterator[dict[str, Worker]]:
+    running: dict[str, Worker] = {}
+    yield running
+    for worker in running.values():
+        worker.close()
+
+
+@pytest.fixture
+def worker(framework: str, _running: dict[str, Worker]) -> Worker:
+    """A process for each backend that trains; tests share it, so none may end it."""
+    if framework not in _running:
+        _running[framework] = Worker(framework)
+    return _running[framework]
+
+
 @pytest.fixture
 def backend(framework: str) -> Backend:
     """Each backend that trains, loaded into this process."""
@@ -54,16 +70,15 @@ def backend(framework: str) -> Backend:
 
 
 @pytest.fixture(scope="session")
-def workers() -> Iterator[dict[str, Worker]]:
+def workers(_running: dict[str, Worker]) -> dict[str, Worker]:
     """A process for each backend that trains; all of them must be present."""
     for name in FRAMEWORKS:
         reason = _unavailable(name)
         if reason:
             pytest.skip(reason)
-    running = {name: Worker(name) for name in FRAMEWORKS}
-    yield running
-    for worker in running.values():
-        worker.close()
+    for name in FRAMEWORKS:
+        _running.setdefault(name, Worker(name))
+    return {name: _running[name] for name in FRAMEWORKS}
 
 
 @pytest.fixture(params=zoo.names("all"))

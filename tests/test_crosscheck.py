@@ -263,6 +263,7 @@ def test_faults_in_the_onnx_file(images: np.ndarray, monkeypatch: pytest.MonkeyP
     assert export.verify(model, weights, backends=[], images=images).passed
 
 
+@pytest.mark.parametrize("model", [zoo.get("convnet-small"), zoo.get("lenet-dropout")], ids=lambda m: m.name)
 def test_verify_asks_every_backend(framework: str, model: Model) -> None:
     report = export.verify(model, zoo.init_weights(model), backends=[framework, "reference"])
     assert report.passed

@@ -101,10 +101,9 @@ def test_onnxruntime_refuses_what_is_no_model(content: bytes) -> None:
         Session(content)
 
 
-def test_native_export_is_canonical(model: Model, framework: str, images: np.ndarray) -> None:
+def test_native_export_is_canonical(model: Model, worker: Worker, images: np.ndarray) -> None:
     values = zoo.init_weights(model)
-    with Worker(framework) as worker:
-        raw = [worker.build(model, values).export_native() for _ in range(2)]
+    raw = [worker.build(model, values).export_native() for _ in range(2)]
     assert isinstance(raw[0], bytes)
     assert isinstance(raw[1], bytes)
     proto = native.canonicalize(raw[0], model, values)

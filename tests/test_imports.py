@@ -9,15 +9,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HEAVY = {"torch", "tensorflow", "keras", "jax", "onnx", "onnxruntime", "numpy", "safetensors", "requests", "tqdm"}
+HEAVY = {
+    "torch",
+    "tensorflow",
+    "keras",
+    "jax",
+    "onnx",
+    "onnxruntime",
+    "numpy",
+    "safetensors",
+    "requests",
+    "tqdm",
+}
 
 
 def loaded(code: str, cwd: Path | None = None) -> set[str]:
     """The top-level modules that a fresh process has loaded after running some code."""
-    script = f"import sys\n{code}\nprint(*{{name.partition('.')[0] for name in sys.modules}}, file=sys.stderr)"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=cwd
+    script = (
+        f"import sys\n{code}\nprint(*{{name.partition('.')[0] for name in sys.modules}}, file=sys.stderr)"
     )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=cwd)
     return set(done.stderr.splitlines()[-1].split())
 
 
@@ -37,7 +48,15 @@ except SystemExit as done:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["list"], ["list", "--json"], ["show", "convnet"], ["show", "cnn-padded", "--json"], ["build", "--help"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["list"],
+        ["list", "--json"],
+        ["show", "convnet"],
+        ["show", "cnn-padded", "--json"],
+        ["build", "--help"],
+    ],
     ids=" ".join,
 )
 def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:

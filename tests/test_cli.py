@@ -1,0 +1,391 @@
+"""The command line as users meet it: what it prints, and the exit code of everything they can do wrong."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import backends
+import zoo
+from zoo import cli, terminal
+
+TINY = "cnn-padded:out_1=4,out_2=4"
+
+
+class Result:
+    def __init__(self, code: object, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> object:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Call the command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ZOO_DATA", raising=False)
+
+    def call(*arguments: object) -> Result:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as done:
+            cli.main([str(argument) for argument in arguments])
+        return Result(done.value.code, *capfd.readouterr())
+
+    return call
+
+
+def test_list(run) -> None:
+    result = run("list")
+    assert result.code == 0
+    assert [line.split()[0] for line in result.out.splitlines()[2:7]] == zoo.names()
+    assert "308,106" in result.out
+    assert "zoo show convnet" in result.out
+    rows = run("list", "--json").json
+    assert [row["name"] for row in rows] == zoo.names()
+    assert rows[0] | {"parameters": 308106, "input_shape": [1, 28, 28]} == rows[0]
+    assert set(rows[0]) >= {"name", "parameters", "input_shape", "output", "document"}
+    assert len(run("list", "--all", "--json").json) == len(zoo.names("all"))
+
+
+def test_show(run) -> None:
+    result = run("show", "lenet-dropout")
+    assert result.code == 0
+    for text in ("normalize1", "6 x 24 x 24", "7,710", "Adam(learning_rate=0.01)", "note: The document"):
+        assert text in result.out
+    data = run("show", "cnn-padded:out_1=8", "--json").json
+    assert data["name"] == "cnn-padded"
+    assert data["parameters"] == zoo.get("cnn-padded", out_1=8).parameters
+    assert data["layers"][0] == {
+        "path": "conv1", "kind": "conv", "type": "Conv2d", "output_shape": [8, 28, 28], "parameters": 208, "macs": 156800,
+    }  # fmt: skip
+    assert data["layers"][-1]["output_shape"] == [10]
+    assert data["recipe"]["optimizer"]["learning_rate"] == 0.1
+
+
+def test_show_a_spec_file(run, tmp_path: Path) -> None:
+    spec = zoo.get(TINY).to_dict() | {"name": "mine", "arguments": {}}
+    Path("mine.json").write_text(json.dumps(spec))
+    assert run("show", "mine.json", "--json").json["name"] == "mine"
+    Path("theirs.json").write_text(json.dumps(spec | {"name": "convnet"}))
+    result = run("show", "theirs.json")
+    assert result.code == 2
+    assert "'convnet' is the name of a built-in model" in result.err
+
+
+@pytest.mark.parametrize("command", ["", *[f"{name} " for name in cli.cli.commands]])
+def test_help_shows_examples(command: str, run) -> None:
+    result = run(*command.split(), "--help")
+    assert result.code == 0
+    assert "Examples:" in result.out
+    assert f"zoo {command}".strip() in result.out
+
+
+def test_version(run) -> None:
+    assert run("--version").out.strip() == f"zoo, version {zoo.__version__}"
+
+
+def test_env(run) -> None:
+    data = run("env", "--json").json
+    assert list(data)[:2] == ["zoo", "versions"]
+    assert set(data["backends"]) >= {"reference", "torch", "keras"}
+    assert data["backends"]["reference"]["installed"] is True
+    assert data["threads"] >= 1
+    text = run("env").out
+    assert text.splitlines()[0].split() == ["zoo", zoo.__version__]
+    assert "onnxruntime" in text
+
+
+def test_data(run, tmp_path: Path) -> None:
+    result = run("data", "--data-dir", tmp_path)
+    assert result.code == 0
+    assert "digits" in result.out
+    assert "mnist is not in" in result.out
+    row = run("data", "digits", "--json").json[0]
+    assert (row["train"], row["test"], row["image"]) == (1500, 297, [1, 28, 28])
+
+
+BAD = {
+    "no such command": (["biuld"], 2, "unknown command 'biuld'; did you mean 'build'"),
+    "no such model": (["build", "covnet"], 2, "unknown model 'covnet'; did you mean 'convnet'"),
+    "no such model to show": (["show", "x"], 2, "unknown model 'x'"),
+    "no model to show": (["show"], 2, "Missing argument 'MODEL'"),
+    "no such parameter": (["show", "cnn-padded:out_9=1"], 2, "no parameter 'out_9'"),
+    "no such backend": (["build", "--backend", "tensorflow"], 2, "unknown backend 'tensorflow'"),
+    "no such option": (["build", "--epoch", "1"], 2, "No such option '--epoch'"),
+    "no number": (["build", "--epochs", "many"], 2, "'many' is not a valid integer"),
+    "negative epochs": (["build", "--epochs", "-1"], 2, "-1 epochs"),
+    "no images": (["build", "--limit", "0"], 2, "0 training images"),
+    "negative seed": (["build", "--seed", "-1"], 2, "seed -1"),
+    "no such exporter": (["build", "--exporter", "tflite"], 2, "unknown exporter 'tflite'"),
+    "no such device": (["build", "--device", "cuda"], 5, "the device 'cuda' is not available"),
+    "no such weights": (
+        ["verify", "convnet", "--weights", "none.safetensors", "--data", "digits"],
+        4,
+        "no such weights file",
+    ),
+    "no pretrained weights": (["verify", "convnet", "--weights", "pretrained"], 4, "no pretrained weights"),
+    "nothing to export": (
+        ["export", "convnet", "--data", "digits"],
+        4,
+        "no run of convnet (runs); run: zoo build convnet",
+    ),
+    "no such ONNX file": (["show", "none.onnx"], 4, "no such ONNX file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case: str, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, code, message = BAD[case]
+    monkeypatch.setattr(backends, "training_names", lambda: ["torch"])
+    monkeypatch.setattr(backends, "require", lambda name: backends._resolve(name) and None)
+    result = run(*arguments)
+    assert result.code == code
+    assert message in result.err
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    assert result.out == ""
+    as_json = run(*arguments, "--json")
+    assert as_json.code == code
+    assert as_json.json["code"] == code
+    assert set(as_json.json) == {"code", "message", "path", "hint"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def _folder(path: Path, **change: bytes) -> Path:
+    from test_data import idx
+
+    path.mkdir()
+    files = {
+        "train-images-idx3-ubyte": idx(np.zeros((20, 28, 28))),
+        "train-labels-idx1-ubyte": idx(np.arange(20) % 10),
+        "t10k-images-idx3-ubyte": idx(np.zeros((10, 28, 28))),
+        "t10k-labels-idx1-ubyte": idx(np.arange(10)),
+    }
+    for name, content in files.items():
+        key = name.replace("-", "_")
+        if key in change:
+            (path / f"{name}.gz").write_bytes(change[key])
+        else:
+            (path / name).write_bytes(content)
+    return path
+
+
+def test_bad_data(run, tmp_path: Path, framework: str) -> None:
+    from test_data import idx
+
+    sound = gzip.compress(idx(np.arange(20) % 10))
+    (tmp_path / "empty").mkdir()
+    cases = {
+        "empty": "not a folder of IDX files",
+        str(_folder(tmp_path / "cut", train_labels_idx1_ubyte=sound[:-9])): "damaged",
+        str(_folder(tmp_path / "crc", train_labels_idx1_ubyte=sound[:-8] + b"\0" * 8)): "damaged",
+        str(
+            _folder(tmp_path / "label", train_labels_idx1_ubyte=gzip.compress(idx(np.full(20, 11))))
+        ): "outside 0..9",
+    }
+    for folder, message in cases.items():
+        result = run("build", TINY, "--backend", framework, "--data", folder)
+        assert (result.code, result.err.count("\n")) == (4, 1), folder
+        assert message in result.err
+    result = run("build", TINY, "--backend", framework, "--data", "no-such-set")
+    assert result.code == 2
+    assert "unknown data set 'no-such-set'" in result.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_output_folder_that_cannot_be(run, tmp_path: Path, framework: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    result = run(
+        "build", TINY, "--backend", framework, "--data", "digits", "--out", "file/x", "--epochs", "0"
+    )
+    assert result.code == 5
+    assert "cannot write: Not a directory" in result.err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_full_disk_publishes_nothing(tmp_path: Path, framework: str) -> None:
+    """The run does not fit into 40 kB: a limit on the size of files stands in for a full disk."""
+    script = (
+        "import resource, signal, sys\nfrom zoo.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))\n"
+        "main(sys.argv[1:])\n"
+    )
+    arguments = ["build", "cnn-padded", "-b", framework, "--data", "digits", "--epochs", "0", "-o", "runs"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 5, done.stderr
+    assert "cannot write: File too large" in done.stderr
+    model = tmp_path / "runs" / "cnn-padded"
+    assert {path.name for path in model.iterdir()} <= {f".{framework}.lock"}
+
+
+def test_a_missing_framework(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = backends.importlib.util.find_spec
+    gone = ("torch", "keras", "tensorflow")
+    monkeypatch.setattr(
+        backends.importlib.util, "find_spec", lambda name: None if name in gone else real(name)
+    )
+    for name in ("torch", "keras"):
+        result = run("build", TINY, "--backend", name, "--data", "digits")
+        assert result.code == 3
+        assert f"run: pip install -e '.[{name}]'" in result.err
+    assert run("build").code == 3
+    assert run("env", "--json").json["backends"]["torch"]["installed"] is False
+    for arguments in (["list"], ["show", "convnet"], ["data", "digits"]):
+        assert run(*arguments).code == 0
+
+
+def test_verify_without_a_framework_checks_the_direct_export(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run("verify", "lenet-dropout", "--weights", "init", "--data", "digits", "--backend", "reference")
+    assert result.code == 0
+    assert "PASSED 2 of 2" in result.out
+    assert "no decision can differ" in result.out
+
+
+@pytest.mark.skipif(os.environ.get("ZOO_TEST_BACKENDS") != "", reason="for a session with no framework")
+def test_without_any_framework_the_command_is_printed(run) -> None:
+    for arguments in (["build"], ["build", "--backend", "torch"], ["build", "-b", "keras"]):
+        result = run(*arguments, "--data", "digits")
+        assert result.code == 3
+        assert "pip install -e '.[" in result.err
+    assert run("list").code == 0
+    assert run("verify", "convnet", "--backend", "reference", "--data", "digits").code == 0
+
+
+def test_the_whole_way(run, framework: str, tmp_path: Path) -> None:
+    result = run("build", TINY, "--backend", framework, "--data", "digits", "--epochs", "2")
+    assert result.code == 0, result.err
+    table = result.out.splitlines()
+    assert table[0].split()[:2] == ["model", "backend"]
+    assert table[2].split()[:2] == ["cnn-padded", framework]
+    assert "PASSED 1 of 1" in result.out
+    assert f"zoo verify runs/cnn-padded/{framework}" in result.out
+    again = run("build", TINY, "--backend", framework, "--data", "digits", "--epochs", "2", "--json")
+    outcome = again.json[0]
+    assert outcome["up_to_date"] is True
+    assert outcome["onnx"]["passed"] is True
+    folder = Path("runs/cnn-padded") / framework
+    verified = run("verify", folder, "--data", "digits")
+    assert verified.code == 0
+    assert "bit-identical to direct" in verified.out
+    report = json.loads((folder / "verify.json").read_text())
+    assert report["passed"] is True
+    exported = run("export", folder, "-o", "out.onnx", "--data", "digits")
+    assert exported.code == 0, exported.err
+    for text in (
+        "input   image float32 [batch, 1, 28, 28]",
+        "output  logits float32",
+        "opset   18",
+        "SHA-256",
+        "import numpy",
+    ):
+        assert text in exported.out
+    assert Path("out.onnx").read_bytes() == (folder / "model.onnx").read_bytes()
+    assert run("show", "out.onnx", "--json").json["name"] == "cnn-padded"
+    assert run("show", folder).code == 0
+    damaged = (folder / "weights.safetensors").read_bytes()
+    (folder / "weights.safetensors").write_bytes(damaged[:-1] + bytes([damaged[-1] ^ 1]))
+    result = run("verify", folder, "--data", "digits")
+    assert result.code == 4
+    assert "altered after it was written" in result.err
+
+
+def test_one_failure_among_several_decides_the_code(run, framework: str, tmp_path: Path) -> None:
+    wild = zoo.get(TINY).to_dict() | {"name": "wild", "arguments": {}}
+    wild["recipe"]["optimizer"]["learning_rate"] = 1e30
+    Path("wild.json").write_text(json.dumps(wild))
+    result = run(
+        "build", "wild.json", TINY, "-b", framework, "--data", "digits", "--epochs", "1", "--limit", "300"
+    )
+    assert result.code == 6
+    assert "PASSED" not in result.out
+    assert "FAILED 1 of 2" in result.out
+    assert "the loss is" in result.out
+    assert not Path("runs/wild", framework).exists()
+    assert Path("runs/cnn-padded", framework, "manifest.json").is_file()
+
+
+def test_a_failed_check_exits_1(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_build import _wrong_bias
+
+    from export import crosscheck
+
+    monkeypatch.setattr(crosscheck, "to_onnx", _wrong_bias)
+    result = run("verify", "lenet-dropout", "--weights", "init", "--data", "digits", "-b", "reference")
+    assert result.code == 1
+    assert "FAILED" in result.out
+
+
+def test_a_bug_of_ours_is_70(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: object) -> None:
+        raise TypeError("unexpected\nsecond line")
+
+    monkeypatch.setattr("zoo.registry.get", bug)
+    result = run("list")
+    assert result.code == 70
+    assert (
+        result.err == "error: a bug of the zoo: TypeError: unexpected; run again with --debug and report it\n"
+    )
+    assert "Traceback" in run("--debug", "list").err
+
+
+def test_an_interrupt_is_130(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zoo.registry.get", interrupt)
+    assert run("list").code == 130
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    script = f"{sys.executable} -m zoo list --json | head -c 1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+
+
+def test_colours_only_where_welcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert terminal.styled("ok", "green") != "ok"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert terminal.styled("ok", "green") == "ok"
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False, raising=False)
+    assert terminal.styled("ok", "green") == "ok"
+
+
+def test_the_progress_bar_shows_loss_rate_and_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with terminal.progress_bar("convnet torch") as update:
+        for step in range(1, 11):
+            update(step, 20, 0.5)
+    shown = capsys.readouterr().err
+    assert "convnet torch" in shown
+    monkeypatch.undo()
+    with terminal.progress_bar("silent") as update:
+        update(1, 2, 0.1)
+    assert capsys.readouterr().err == ""
+
+
+def test_completion_is_offered() -> None:
+    env = {**os.environ, "_ZOO_COMPLETE": "bash_complete", "COMP_WORDS": "zoo bu", "COMP_CWORD": "1"}
+    script = "import sys; sys.argv = ['zoo']; from zoo.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False
+    )
+    assert "plain,build" in done.stdout
