@@ -245,3 +245,18 @@ def test_the_trace_of_a_long_model_is_short() -> None:
 def test_dropout_and_pool_change_no_parameters() -> None:
     layers = (Conv2d(4, 3), MaxPool2d(2), Dropout(0.2), Flatten(), Dense(10))
     assert Model("m", (1, 8, 8), layers, RECIPE).parameters == 4 * 9 + 4 + 36 * 10 + 10
+
+
+def test_the_readme_example_is_a_model() -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    code = next(block for block in text.split("```python\n")[1:] if "@register" in block).split("```")[0]
+    documented: dict[str, int] = {}
+
+    def register(name: str, *, parameters: int, group: str):
+        documented[name] = parameters
+        return lambda make: make
+
+    names: dict[str, object] = {"register": register}
+    exec("from zoo.layers import *\nfrom zoo.model import Model\nfrom zoo.recipe import *", names)
+    exec(code, names)
+    assert names["mine"]().parameters == documented["mine"]
