@@ -12,17 +12,10 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.sessions = ["lint", "types", "bare", "torch", "keras", "cross"]
 nox.options.error_on_missing_interpreters = True
 
-PYTEST = ("pytest", "hypothesis")
-FRAMEWORKS = ("torch", "keras")
-
 
 def _test(session: nox.Session, *arguments: str, backends: str) -> None:
     """Run pytest with exactly these backends required, and a Keras home of the session's own."""
-    env = {
-        "ZOO_TEST_BACKENDS": backends,
-        "KERAS_HOME": session.create_tmp(),
-        "PYTHONWARNDEFAULTENCODING": "",
-    }
+    env = {"ZOO_TEST_BACKENDS": backends, "KERAS_HOME": session.create_tmp()}
     if "ZOO_DATA" in os.environ:  # relative to where nox was called
         env["ZOO_DATA"] = os.path.join(session.invoked_from, os.environ["ZOO_DATA"])
     session.run("pytest", *arguments, *session.posargs, env=env)
@@ -46,35 +39,35 @@ def types(session: nox.Session) -> None:
 @nox.session
 def bare(session: nox.Session) -> None:
     """Everything that works with no framework installed, and what is said about the others."""
-    session.install("-e", ".", *PYTEST)
+    session.install("-e", ".", "pytest")
     _test(session, "-m", "not cross and not full_mnist", backends="")
 
 
 @nox.session
 def torch(session: nox.Session) -> None:
     """PyTorch alone."""
-    session.install("-e", ".[torch]", *PYTEST)
+    session.install("-e", ".[torch]", "pytest")
     _test(session, "-m", "not cross and not full_mnist", backends="torch")
 
 
 @nox.session
 def keras(session: nox.Session) -> None:
     """Keras on TensorFlow alone."""
-    session.install("-e", ".[keras]", *PYTEST)
+    session.install("-e", ".[keras]", "pytest")
     _test(session, "-m", "not cross and not full_mnist", backends="keras")
 
 
 @nox.session
 def cross(session: nox.Session) -> None:
     """Both frameworks, each in its own process, against each other; Keras' other engines."""
-    session.install("-e", ".[all]", "jax", *PYTEST)
+    session.install("-e", ".[all]", "jax", "pytest")
     _test(session, "-m", "cross", backends="torch,keras")
 
 
 @nox.session(default=False)
 def mnist(session: nox.Session) -> None:
     """The documented recipes in full on MNIST (ZOO_DATA), both backends: about ten minutes."""
-    session.install("-e", ".[all]", *PYTEST)
+    session.install("-e", ".[all]", "pytest")
     _test(session, "-m", "full_mnist", backends="torch,keras")
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENGINES",
+    "canonical",
     "distributions",
     "folder_name",
     "install_command",
@@ -143,16 +144,22 @@ def load(name: str) -> Backend:
     return backend
 
 
+def canonical(name: str) -> str:
+    """The one name of a backend: keras:tensorflow is keras. Raises InvalidInput if it is unknown."""
+    _resolve(name)
+    return "keras" if name == "keras:tensorflow" else name
+
+
 def folder_name(name: str) -> str:
     """The name of a backend as part of a path: keras:jax -> keras-jax."""
     return name.replace(":", "-")
 
 
 def _resolve(name: str) -> tuple[_Entry, str | None]:
-    base, _, engine = name.partition(":")
-    if base not in _ENTRIES or (engine and base != "keras"):
+    base, colon, engine = name.partition(":")
+    if base not in _ENTRIES or (colon and base != "keras"):
         raise InvalidInput(f"unknown backend {name!r}", "--backend", nearest(name, names()))
-    if engine and engine not in ENGINES:
+    if colon and engine not in ENGINES:
         raise InvalidInput(f"unknown keras engine {engine!r}", "--backend", nearest(engine, ENGINES))
     return _ENTRIES[base], engine or None
 

@@ -21,12 +21,22 @@ import numpy as np
 
 import backends
 from backends import messages
+from backends.worker import HOME_PREFIX
 from zoo import data, errors, machine
 from zoo.errors import MachineError, NotSupported, WorkerDied, ZooError
 from zoo.model import Model
 from zoo.training import Progress, Trained
 
-_BOOT = "import sys; sys.path.append(sys.argv.pop(1)); from backends.worker import main; main()"
+# Our own packages must win against others of their names; the framework sees the ordinary path again.
+_BOOT = """
+import sys
+root = sys.argv.pop(1)
+sys.path.insert(0, root)
+from backends.worker import main
+sys.path.remove(root)
+sys.path.append(root)
+main()
+"""
 
 
 class Worker:
@@ -39,14 +49,16 @@ class Worker:
         """
         backends.require(backend)
         self.backend = backend
-        self._home = tempfile.mkdtemp(prefix="zoo-worker-")
         root = str(Path(backends.__file__).parents[1])
+        self._home = ""
         try:
+            self._home = tempfile.mkdtemp(prefix=HOME_PREFIX)
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _BOOT, root, backend],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=self._environment(threads or machine.threads()),
+                process_group=0,  # a terminal's interrupt is for the parent, who decides
             )
         except OSError as error:
             shutil.rmtree(self._home, ignore_errors=True)

@@ -94,6 +94,7 @@ from keras import ops  # noqa: E402
 
 CHUNK = 500  # images at a time in inference
 OPSET = 18  # the newest that tf2onnx writes
+MINIMUM = (3, 15)  # keras, as pyproject.toml promises
 TO_NHWC = (2, 3, 1)
 TO_NCHW = (3, 1, 2)
 
@@ -487,6 +488,6 @@ def backend(engine: str | None = None) -> KerasBackend:
             "KERAS_BACKEND",
             "one engine per process: start another one",
         )
-    if tuple(int(part) for part in keras.__version__.split(".")[:2]) < (3, 12):
+    if tuple(int(part) for part in keras.__version__.split(".")[:2]) < MINIMUM:
         raise BackendUnavailable(f"keras {keras.__version__} is too old", "", "pip install -U keras")
     return KerasBackend()

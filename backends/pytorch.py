@@ -40,6 +40,7 @@ from zoo.weights import check
 
 CHUNK = 500  # images at a time in inference
 OPSET = 18
+MINIMUM = (2, 15)  # torch, as pyproject.toml promises
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -338,6 +339,6 @@ class TorchBackend:
 
 def backend(engine: str | None = None) -> TorchBackend:
     """The backend of this module; raises BackendUnavailable if torch is too old."""
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 9):
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MINIMUM:
         raise BackendUnavailable(f"torch {torch.__version__} is too old", "", "pip install -U torch")
     return TorchBackend()

@@ -7,7 +7,7 @@ standard error. One network is current: `build` replaces it, the other requests 
 from __future__ import annotations
 
 import os
-import signal
+import shutil
 import sys
 import tempfile
 import time
@@ -23,6 +23,7 @@ from zoo.errors import MachineError, ZooError
 from zoo.network import Network
 
 PROGRESS_SECONDS = 0.1
+HOME_PREFIX = "zoo-worker-"  # of the temporary folder that is a worker's KERAS_HOME
 
 
 class Worker:
@@ -104,7 +105,15 @@ class Worker:
 
 def main() -> None:
     """Answer requests for the backend named by the first argument."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    try:
+        _serve()
+    finally:
+        home = Path(os.environ.get("KERAS_HOME", ""))
+        if home.name.startswith(HOME_PREFIX):  # the parent may be gone and unable to
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def _serve() -> None:
     source = os.fdopen(os.dup(0), "rb")
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,9 @@ from onnx import TensorProto, numpy_helper
 
 import backends
 from export import build, card, crosscheck
-from export.graph import OPSET
 from zoo import registry, runs, weights
 from zoo.errors import CheckFailed, DataError, InvalidInput, ZooError
-from zoo.model import Model, from_dict, iter_weights, load_spec
+from zoo.model import Model, iter_weights, parse_spec
 from zoo.weights import Weights
 
 LARGEST_ONNX = 2**31  # bytes, protobuf's own limit
@@ -26,13 +26,17 @@ LARGEST_ONNX = 2**31  # bytes, protobuf's own limit
 
 @dataclass(frozen=True)
 class Source:
-    """A model, its weights, where they come from, and the run folder if they are a run's."""
+    """A model, its weights, where they come from, and the run folder if they are a run's.
+
+    files: the ONNX files found with the weights, by path: they claim to compute the model.
+    """
 
     model: Model
     weights: Weights
     origin: str
     run: Path | None = None
     backend: str | None = None
+    files: dict[str, bytes] = field(default_factory=dict)
 
 
 def find(
@@ -50,57 +54,50 @@ def find(
     of the model under `out` is taken (of `backend`, if given); two are an InvalidInput that lists
     both; none are initial weights from `seed` if fall_back, otherwise a DataError.
     """
-    path = Path(text)
-    model: Model
-    if text.partition(":")[0] in registry.names("all"):
-        model = registry.get(text)
-    elif text.endswith(".onnx"):
+    if text.endswith(".onnx"):
+        path = Path(text)
         model, inside = read_onnx(path)
         if wish is None:
-            return Source(model, inside, str(path))
-    elif path.is_dir():
-        model = _run_spec(path)
-        wish = wish or text
-    elif path.exists():
-        model = registry.check_builtin(load_spec(path), path)
+            return Source(model, inside, text, files={text: path.read_bytes()})
     else:
-        model = registry.get(text)
+        model, run = registry.resolve(text)
+        if run is not None and wish is None:
+            return _run(run, model)
+    initial = Source(model, weights.init_weights(model, seed), f"initial weights, seed {seed}")
     if wish == "init":
-        return Source(model, weights.init_weights(model, seed), f"initial weights, seed {seed}")
+        return initial
     if wish == "pretrained":
         raise DataError(f"no pretrained weights of {model.name} are shipped", "--weights", "build it")
     if wish is not None:
         place = Path(wish)
         return _run(place, model) if place.is_dir() else Source(model, weights.load(place, model), wish)
-    names = [backend] if backend else backends.names()
-    found = [out / model.name / backends.folder_name(name) for name in names]
-    found = [place for place in found if (place / runs.MANIFEST).is_file()]
+    names = [backends.canonical(backend)] if backend else backends.names()
+    candidates = [runs.Run(out / model.name / backends.folder_name(name)) for name in names]
+    for candidate in candidates:
+        candidate.recover()
+    found = [run.path for run in candidates if (run.path / runs.MANIFEST).is_file()]
     if len(found) > 1:
         listed = " or ".join(str(place) for place in found)
-        raise InvalidInput(f"two runs of {model.name}", listed, "choose one with --weights")
+        raise InvalidInput(f"two runs of {model.name}", listed, "choose one with --weights or --backend")
     if found:
         return _run(found[0], model)
     if fall_back:
         say(f"{model.name}: no run under {out}, taking initial weights of seed {seed}")
-        return Source(model, weights.init_weights(model, seed), f"initial weights, seed {seed}")
-    raise DataError(f"no run of {model.name}", out, f"run: zoo build {text}")
-
-
-def _run_spec(path: Path) -> Model:
-    run = runs.Run(path)
-    run.read("spec.json")  # its hash
-    return load_spec(path / "spec.json")
+        return initial
+    raise DataError(f"no run of {model.name}", out, f"run: zoo build {shlex.quote(text)}")
 
 
 def _run(path: Path, model: Model) -> Source:
-    if _run_spec(path) != model:
-        raise DataError(f"the run holds another model than {model.title}", path, "choose its own model")
+    """The weights of a run, every file of which is as it was written."""
     run = runs.Run(path)
-    run.read("weights.safetensors")  # its hash, before the parser sees it
+    run.recover()
+    contents = {name: run.read(name) for name in (run.manifest() or {}).get("files", {})}
+    if parse_spec(run.read("spec.json"), str(path)) != model:
+        raise DataError(f"the run holds another model than {model.title}", path, "choose its own model")
     report = json.loads(run.read("report.json"))
-    return Source(
-        model, weights.load(path / "weights.safetensors", model), str(path), path, report["backend"]
-    )
+    files = {str(path / name): contents[name] for name in ("model.onnx", "native.onnx") if name in contents}
+    values = weights.load(path / "weights.safetensors", model)
+    return Source(model, values, str(path), path, report["backend"], files)
 
 
 def read_onnx(path: Path) -> tuple[Model, Weights]:
@@ -120,14 +117,19 @@ def read_onnx(path: Path) -> tuple[Model, Weights]:
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     if "zoo.spec" not in metadata:
         raise DataError("the ONNX file carries no spec of the zoo", path, "give one that the zoo exported")
-    try:
-        model = from_dict(json.loads(metadata["zoo.spec"]), f"{path}: zoo.spec")
-    except (ValueError, RecursionError):
-        raise DataError("the spec in the ONNX file is not JSON", path) from None
+    model = registry.check_builtin(parse_spec(metadata["zoo.spec"].encode(), f"{path}: zoo.spec"), path)
     if any(tensor.data_location == TensorProto.EXTERNAL for tensor in proto.graph.initializer):
         raise DataError("the ONNX file keeps weights outside itself", path)
     names = {name for name, _ in iter_weights(model)}
-    arrays = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer if t.name in names}
+    try:
+        arrays = {}
+        for tensor in proto.graph.initializer:
+            name = tensor.name.removesuffix(".T")  # Keras' own export keeps dense weights transposed
+            if name in names:
+                array = numpy_helper.to_array(tensor)
+                arrays[name] = array if name == tensor.name else np.ascontiguousarray(array.T)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"a tensor of the ONNX file is damaged: {error}", path) from None
     found = weights.check(model, arrays, path)
     if weights.digest(found) != metadata.get("zoo.weights_sha256"):
         raise DataError("the weights differ from the hash that the file carries", path)
@@ -138,22 +140,38 @@ def keep_report(source: Source, report: crosscheck.Report) -> None:
     """Write a verification as verify.json into the run that it was made of, if there is one."""
     if source.run is not None:
         text = json.dumps(report.to_dict(), indent=1) + "\n"
-        runs.write_atomically(source.run / "verify.json", text.encode())
+        with runs.Run(source.run).lock():
+            runs.write_atomically(source.run / "verify.json", text.encode())
 
 
-def export(
-    source: Source, exporter: str, images: np.ndarray, path: Path, backend: str | None = None
-) -> dict[str, Any]:
-    """Verify a model on images, then write it to `path`; says what was written.
+@dataclass(frozen=True)
+class Target:
+    """What to write: which exporter's graph, of which backend, to which file.
 
-    exporter: "direct", or "native" for the exporter of `backend` (else of the run's backend, else
-    of the first installed one). Raises CheckFailed, and writes nothing, if a witness disagrees.
+    backend: whose native exporter; None for the run's own, else the first installed one.
     """
-    if exporter not in build.EXPORTERS:
-        raise InvalidInput(f"unknown exporter {exporter!r}", "--exporter", "direct or native")
+
+    path: Path
+    exporter: str = "direct"
+    backend: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.exporter not in build.EXPORTERS:
+            raise InvalidInput(f"unknown exporter {self.exporter!r}", "--exporter", "direct or native")
+        if self.backend is not None and not backends.trains(backends.canonical(self.backend)):
+            raise InvalidInput(f"the backend {self.backend!r} exports nothing", "--backend")
+        if not self.path.name or self.path.is_dir():
+            raise InvalidInput("not the name of a file", str(self.path), "give a file name with -o")
+
+
+def export(source: Source, target: Target, images: np.ndarray) -> dict[str, Any]:
+    """Verify a model on images (N, C, H, W) in [0, 1], then write it; says what was written.
+
+    Raises CheckFailed, and writes nothing, if a witness disagrees.
+    """
     name = None
-    if exporter == "native":
-        name = backend or source.backend or next(iter(backends.training_names()), "torch")
+    if target.exporter == "native":
+        name = target.backend or source.backend or next(iter(backends.training_names()), "torch")
     report = crosscheck.verify(source.model, source.weights, [name] if name else [], images)
     for verdict in report.verdicts:
         if not verdict.passed:
@@ -162,17 +180,17 @@ def export(
     if witness.skipped or witness.output is None:
         raise InvalidInput(witness.skipped, "--exporter", "use --exporter direct")
     content = report.native[name] if name else report.onnx
-    runs.write_atomically(path, content)
+    runs.write_atomically(target.path, content)
     model = source.model
     return {
-        "path": str(path),
+        "path": str(target.path),
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
         "weights": source.origin,
         "exporter": f"native {name}" if name else "direct",
-        "opset": OPSET,
+        "opset": onnx.load_from_string(content).opset_import[0].version,
         "input": f"image float32 [batch, {', '.join(map(str, model.input_shape))}], pixels in [0, 1]",
         "output": f"{model.output} float32 [batch, {len(model.labels)}]",
         "check": f"{witness.output} on {len(images):,} images",
-        "example": card.usage(str(path), model),
+        "example": card.usage(str(target.path), model),
     }

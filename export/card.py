@@ -17,7 +17,7 @@ def model_card(model: Model, report: dict[str, Any]) -> str:
         f"{model.parameters:,} parameters, {model.macs:,} multiply-accumulates an image, "
         f"after {_safe(model.document) or 'no document'}.",
         "",
-        f"Trained on {data['name']} ({data['train']:,} images, {report['epochs']} epochs, "
+        f"Trained on {_safe(data['name'])} ({data['train']:,} images, {report['epochs']} epochs, "
         f"seed {report['seed']}); tested on {data['test']:,} images.",
         "",
         "| | accuracy | loss |",

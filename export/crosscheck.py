@@ -8,9 +8,10 @@ Limits, and where they come from:
 - outer, norm-wise per tensor: max|a - ref| <= 1e-5 + 2e-5 * max|ref|. Honest float32 differences
   measure up to 6e-6 at logits of 12; the smallest real fault known measures 876 times that.
 - logits, element-wise: |a - ref| <= 32 u (|W||h| + |b|), u = 2^-24, with the last dense layer's own
-  weights W, b and input h. It scales as rounding errors do; honest cases measure up to 8.3 u (...).
+  weights W, b and input h. It scales as rounding errors do; honest cases measure up to 8.3 of the 32.
 - decisions: the largest class may differ only where the reference's own margin between its two
-  largest is at most twice the image's largest difference.
+  largest is at most twice what the image's outputs are allowed to differ. (Twice what they do
+  differ would be no rule: a class can only overtake another by half the margin each.)
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from backends.reference import ReferenceNetwork
 from export.graph import serialize, tensor_name, to_layers_onnx, to_onnx
 from export.native import canonicalize
 from export.session import Session
-from zoo.errors import MachineError, NotSupported, ZooError
+from zoo.errors import DataError, MachineError, NotSupported, ZooError
 from zoo.layers import Dense
 from zoo.model import Model
 from zoo.randomness import raw_bits
@@ -116,15 +117,15 @@ def compare(
 class Decisions:
     """Whether a witness decides as the reference does. Entries are image numbers.
 
-    flips: another class is largest. forbidden: those of them where the reference's margin is more
-    than twice the image's largest difference. open: images whose margin is no more than that, so
-    that a difference of this size could turn them; none means that no decision can differ.
+    flips: another class is largest. open: images whose margin in the reference is at most twice
+    the allowed difference, so that an honest witness could turn them; none means that no decision
+    can differ. forbidden: flips of images that are not open.
     """
 
     flips: list[int]
     forbidden: list[int]
     open: list[int]
-    smallest_margin: float
+    smallest_margin: float | None  # None with a single class
 
     @property
     def passed(self) -> bool:
@@ -143,13 +144,17 @@ class Decisions:
         }
 
 
-def decide(got: np.ndarray, expected: np.ndarray) -> Decisions:
-    """Compare the decisions of two outputs (N, classes) of the same shape."""
-    difference = np.abs(got - expected).max(axis=1)
+def decide(got: np.ndarray, expected: np.ndarray, limit: np.ndarray) -> Decisions:
+    """Compare the decisions of two outputs (N, classes) of the same shape.
+
+    limit: (N,), what an output of each image is allowed to differ.
+    """
+    if expected.shape[1] == 1:
+        return Decisions([], [], [], None)
     ordered = np.sort(expected, axis=1)
-    margin = ordered[:, -1] - ordered[:, -2] if expected.shape[1] > 1 else np.full(len(got), np.inf)
+    margin = ordered[:, -1] - ordered[:, -2]
     flipped = got.argmax(axis=1) != expected.argmax(axis=1)
-    undecided = margin <= 2 * difference
+    undecided = margin <= 2 * limit
     return Decisions(
         np.flatnonzero(flipped).tolist(),
         np.flatnonzero(flipped & ~undecided).tolist(),
@@ -169,6 +174,14 @@ class Judgement:
     logit_limit: np.ndarray
     layers: dict[str, np.ndarray]
     output: str  # "logits" or "probabilities"
+
+    @property
+    def decision_limit(self) -> np.ndarray:
+        """What an output of each image is allowed to differ, under the sharper limit: (N,)."""
+        if self.output == "logits":
+            return self.logit_limit.max(axis=1)
+        outer = ABSOLUTE + RELATIVE * np.abs(self.outputs).max(initial=0)
+        return np.full(len(self.outputs), outer)
 
     def first(self, count: int) -> Judgement:
         """The same for the first `count` images."""
@@ -317,17 +330,24 @@ def verify(
     backends: Sequence[str] | None = None,
     images: np.ndarray | None = None,
     threads: int | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> Report:
     """Hold backends, their own ONNX exports and the direct export to the float64 reference.
 
     backends: names, each run in its own process; default: all that are installed. images: float32
-    (N, C, H, W) in [0, 1]; default: seeded noise and asymmetric probes. A witness that crashes is
+    (N, C, H, W) in [0, 1]; default: seeded noise and asymmetric probes. files: ONNX files that
+    claim to compute the model, by name; each is run as it is. A witness that crashes is
     reported and fails; the rest goes on. Raises BackendUnavailable, DataError, UnsupportedLayer.
     """
     names = list(installed_backends() if backends is None else backends)
     images = probes(model) if images is None else np.ascontiguousarray(images, dtype=np.float32)
     judgement = judge(model, weights, images)
     report = check_direct(model, weights, judgement)
+    for name, content in (files or {}).items():
+        try:
+            report.verdicts.append(examine(name, Session(content), judgement))
+        except DataError as error:
+            report.verdicts.append(Verdict(name, error=str(error)))
     for name in names:
         if name == "reference":
             continue  # it is the judge
@@ -441,7 +461,7 @@ def examine(
         verdict.outputs = outputs
         verdict.output = compare(outputs, judgement.outputs)
         if not verdict.output.problem:
-            verdict.decisions = decide(outputs, judgement.outputs)
+            verdict.decisions = decide(outputs, judgement.outputs, judgement.decision_limit)
         few = judgement.images[:LAYER_IMAGES]
         inside = activations(few) if activations else {}
         verdict.layers = {

@@ -147,6 +147,18 @@ def serialize(proto: ModelProto) -> bytes:
     return bytes(proto.SerializeToString(deterministic=True))
 
 
+def metadata(model: Model, weights: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """What every exported file tells of itself: a function of model, weights and version alone."""
+    return {
+        "zoo.spec": json.dumps(model.to_dict(), sort_keys=True, separators=(",", ":")),
+        "zoo.labels": json.dumps(model.labels),
+        "zoo.document": model.document,
+        "zoo.input": "float32 [batch, C, H, W], pixels in [0, 1], white ink on black",
+        "zoo.weights_sha256": digest(weights),
+        "zoo.version": zoo.__version__,
+    }
+
+
 def _to_onnx(model: Model, weights: Mapping[str, np.ndarray], every_layer: bool) -> ModelProto:
     initializers = check(model, weights)
     nodes: list[NodeProto] = []
@@ -175,16 +187,6 @@ def _to_onnx(model: Model, weights: Mapping[str, np.ndarray], every_layer: bool)
         producer_name="cnn-zoo",
         producer_version=zoo.__version__,
     )
-    helper.set_model_props(
-        proto,
-        {
-            "zoo.spec": json.dumps(model.to_dict(), sort_keys=True, separators=(",", ":")),
-            "zoo.labels": json.dumps(model.labels),
-            "zoo.document": model.document,
-            "zoo.input": "float32 [batch, C, H, W], pixels in [0, 1], white ink on black",
-            "zoo.weights_sha256": digest(weights),
-            "zoo.version": zoo.__version__,
-        },
-    )
+    helper.set_model_props(proto, metadata(model, weights))
     onnx.checker.check_model(proto, full_check=True)
     return proto

@@ -185,6 +185,15 @@ def test_divergence_publishes_nothing_and_the_rest_is_built(framework: str, tmp_
     assert outcomes[0].to_dict()["error"]["code"] == 6
 
 
+def test_a_last_step_that_diverges(framework: str, tmp_path: Path) -> None:
+    wild = zoo.get(TINY)
+    recipe = dataclasses.replace(wild.recipe, optimizer=SGD(3e38))
+    wild = dataclasses.replace(wild, name="wild", recipe=recipe, arguments=())
+    outcome, _ = built(wild, framework, options(tmp_path, limit=100))  # one step
+    assert isinstance(outcome.error, Diverged)
+    assert "the test loss is" in str(outcome.error)
+
+
 def test_a_worker_that_dies_is_replaced(
     framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,21 +284,25 @@ def test_export_to_a_file(
     source = artifacts.Source(model, zoo.init_weights(model), "initial weights")
     for exporter in ("direct", "native"):
         path = tmp_path / f"{exporter}.onnx"
-        exported = artifacts.export(source, exporter, images, path, framework)
+        exported = artifacts.export(source, artifacts.Target(path, exporter, framework), images)
         assert exported["bytes"] == path.stat().st_size
         done = subprocess.run(
             [sys.executable, "-c", exported["example"]], capture_output=True, text=True, check=True
         )
         assert len(exported["example"].splitlines()) == 4
         assert done.stdout.startswith("[")
-    back, values = artifacts.read_onnx(tmp_path / "direct.onnx")
-    assert back == model
-    assert weights.digest(values) == weights.digest(source.weights)
+        back, values = artifacts.read_onnx(path)
+        assert back == model
+        assert weights.digest(values) == weights.digest(source.weights)
+    path = tmp_path / "foreign.onnx"
+    proto = exporting.to_onnx(model, source.weights)
+    del proto.metadata_props[:]
+    path.write_bytes(proto.SerializeToString())
     with pytest.raises(DataError, match="carries no spec"):
-        artifacts.read_onnx(tmp_path / "native.onnx")
+        artifacts.read_onnx(path)
     monkeypatch.setattr(crosscheck, "to_onnx", _wrong_bias)
     with pytest.raises(CheckFailed, match="onnx direct disagrees.*nothing was written"):
-        artifacts.export(source, "direct", images, tmp_path / "wrong.onnx")
+        artifacts.export(source, artifacts.Target(tmp_path / "wrong.onnx"), images)
     assert not (tmp_path / "wrong.onnx").exists()
 
 

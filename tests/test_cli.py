@@ -138,6 +138,17 @@ BAD = {
         4,
         "no run of convnet (runs); run: zoo build convnet",
     ),
+    "empty engine": (["build", "-b", "torch:"], 2, "unknown backend 'torch:'"),
+    "empty keras engine": (["build", "-b", "keras:"], 2, "unknown keras engine ''"),
+    "the same folder twice": (["build", "-b", "torch", "convnet", "convnet"], 2, "two models called convnet"),
+    "export to a folder": (["export", "convnet", "-o", "."], 2, "not the name of a file"),
+    "export by no exporter": (["export", "convnet", "--exporter", "bogus"], 2, "unknown exporter 'bogus'"),
+    "export by nobody": (
+        ["export", "convnet", "-b", "bogus", "--weights", "init"],
+        2,
+        "unknown backend 'bogus'",
+    ),
+    "a name that is too long": (["verify", "x" * 300, "--data", "digits"], 2, "unknown model"),
     "no such ONNX file": (["show", "none.onnx"], 4, "no such ONNX file"),
 }
 
@@ -158,6 +169,45 @@ def test_bad_input(case: str, run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert as_json.json["code"] == code
     assert set(as_json.json) == {"code", "message", "path", "hint"}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_does_not_fit_the_model(run, framework: str) -> None:
+    other = zoo.get("cnn-padded").to_dict() | {"name": "other", "input_shape": [1, 12, 12]}
+    other["layers"][-1]["units"] = 10
+    Path("shape.json").write_text(json.dumps(other))
+    five = zoo.get("cnn-padded").to_dict() | {"name": "five", "labels": list("01234")}
+    five["layers"][-1]["units"] = 5
+    Path("five.json").write_text(json.dumps(five))
+    for name, message in (
+        ("shape", "takes images of (1, 12, 12)"),
+        ("five", "tells 5 classes apart, the data has 10"),
+    ):
+        for command in (
+            ["build", "-b", framework],
+            ["verify", "-b", "reference"],
+            ["export", "--weights", "init"],
+        ):
+            result = run(command[0], f"{name}.json", *command[1:], "--data", "digits")
+            assert result.code == 2, (command, result.err)
+            assert message in result.out + result.err
+
+
+def test_an_onnx_file_that_was_tampered_with(run, tmp_path: Path) -> None:
+    import onnx
+
+    assert run("export", "cnn-padded", "--weights", "init", "-o", "good.onnx", "--data", "digits").code == 0
+    assert run("verify", "good.onnx", "--data", "digits", "-b", "reference").code == 0
+    proto = onnx.load("good.onnx")
+    for node in proto.graph.node:
+        if node.op_type == "Relu":
+            node.op_type = "Sigmoid"
+    onnx.save(proto, "bad.onnx")
+    result = run("verify", "bad.onnx", "--data", "digits", "-b", "reference")
+    assert result.code == 1
+    assert "bad.onnx" in result.out
+    proto.graph.initializer[0].raw_data = proto.graph.initializer[0].raw_data[:-4]
+    onnx.save(proto, "short.onnx")
+    assert run("verify", "short.onnx", "--data", "digits").code == 4
 
 
 def _folder(path: Path, **change: bytes) -> Path:
@@ -253,7 +303,7 @@ def test_verify_without_a_framework_checks_the_direct_export(run, monkeypatch: p
     assert "no decision can differ" in result.out
 
 
-@pytest.mark.skipif(os.environ.get("ZOO_TEST_BACKENDS") != "", reason="for a session with no framework")
+@pytest.mark.skipif(bool(backends.training_names()), reason="for an environment with no framework")
 def test_without_any_framework_the_command_is_printed(run) -> None:
     for arguments in (["build"], ["build", "--backend", "torch"], ["build", "-b", "keras"]):
         result = run(*arguments, "--data", "digits")
@@ -338,6 +388,7 @@ def test_a_bug_of_ours_is_70(run, monkeypatch: pytest.MonkeyPatch) -> None:
         result.err == "error: a bug of the zoo: TypeError: unexpected; run again with --debug and report it\n"
     )
     assert "Traceback" in run("--debug", "list").err
+    assert "Traceback" in run("list", "--debug").err
 
 
 def test_an_interrupt_is_130(run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,7 +404,19 @@ def test_a_closed_pipe_is_no_error() -> None:
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", script], capture_output=True, text=True, check=False
     )
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_no_command_shows_the_help(run) -> None:
+    result = run()
+    assert result.code == 0
+    assert "Commands:" in result.out
+
+
+def test_next_commands_are_quoted(run) -> None:
+    spec = zoo.get(TINY).to_dict() | {"name": "mine", "arguments": {}}
+    Path("my spec.json").write_text(json.dumps(spec))
+    assert "zoo build 'my spec.json' --data digits" in run("show", "my spec.json").out
 
 
 def test_colours_only_where_welcome(monkeypatch: pytest.MonkeyPatch) -> None:

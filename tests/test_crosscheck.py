@@ -67,22 +67,17 @@ def test_compare_never_makes_things_match(got: np.ndarray, problem: str) -> None
 
 def test_decisions() -> None:
     expected = np.array([[1.0, 0.0], [1.0, 0.999], [1.0, 0.5], [0.0, 1.0]])
-    got = np.array([[1.0, 0.0], [0.999, 1.0], [0.4, 0.5], [0.6, 0.5]])
-    decisions = decide(got, expected)
-    assert decisions.flips == [1, 2, 3]
-    assert decisions.forbidden == []  # each difference is at least half its image's margin
-    assert decisions.open == [1, 2, 3]
-    swapped = np.array([[1.0, 0.0], [1.0, 0.999], [1.0, 0.5], [0.0, 1.0]])
-    assert decide(swapped, expected).flips == []
-    assert decide(swapped, expected).open == []
-    assert decide(swapped, expected).smallest_margin == pytest.approx(0.001)
-
-
-def test_a_flip_with_a_small_difference_is_forbidden() -> None:
-    """Arg-max can only turn if the difference reaches half the margin; a witness whose decision is
-    not its own arg-max would be caught by this."""
-    decisions = crosscheck.Decisions(flips=[3], forbidden=[3], open=[], smallest_margin=1.0)
+    got = np.array([[1.0, 0.0], [0.999, 1.0], [0.4, 0.5], [0.0, 1.0]])
+    decisions = decide(got, expected, np.full(4, 0.01))
+    assert decisions.flips == [1, 2]
+    assert decisions.open == [1]  # its margin of 0.001 is within twice what is allowed
+    assert decisions.forbidden == [2]
     assert not decisions.passed
+    assert decisions.smallest_margin == pytest.approx(0.001)
+    assert decide(got, expected, np.full(4, 0.3)).passed
+    certain = decide(expected, expected, np.full(4, 1e-4))
+    assert (certain.flips, certain.open, certain.passed) == ([], [], True)
+    assert decide(np.ones((3, 1)), np.ones((3, 1)), np.ones(3)).smallest_margin is None
 
 
 def test_probes_see_what_constants_do_not() -> None:
@@ -305,3 +300,16 @@ def test_large_weights_do_not_alarm() -> None:
         assert report.passed, verify_lines(report, f"scale {scale}")
     content = serialize(to_onnx(model, weights))
     assert Session(content).predict(probes(model)).shape == (130, 10)
+
+
+def test_files_are_run_as_they_are(images: np.ndarray) -> None:
+    model = zoo.get("cnn-padded")
+    weights = zoo.init_weights(model)
+    proto = to_onnx(model, weights)
+    honest = serialize(proto)
+    for node in proto.graph.node:
+        if node.op_type == "Relu":
+            node.op_type = "Sigmoid"
+    files = {"honest": honest, "tampered": serialize(proto), "junk": b"junk"}
+    report = export.verify(model, weights, [], images, files=files)
+    assert [verdict.passed for verdict in report.verdicts] == [True, True, True, False, False]

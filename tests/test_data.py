@@ -47,6 +47,8 @@ def test_mnist_is_found_in_the_data_folder(folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("ZOO_DATA", str(folder))
     assert data.load("auto").name == "mnist"
     assert data.load("mnist").sha256 == data.load(str(folder)).sha256
+    (folder / "MNIST").rename(folder / "digits")
+    assert data.load(str(folder / "digits")).name == "folder:digits"
 
 
 SOUND = idx(np.arange(12).reshape(3, 2, 2))
@@ -198,6 +200,21 @@ def test_a_mirror_that_hangs_costs_five_seconds_at_most(monkeypatch: pytest.Monk
     assert data._first_mirror() is None
     assert time.monotonic() - started < data.CONNECT_SECONDS + 1
     stop.set()
+
+
+def test_the_second_mirror_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def fetch(mirror: str, place: Path, _: object) -> Path:
+        tried.append(mirror)
+        if len(tried) == 1:
+            raise MachineError("the download failed: ConnectionError", mirror)
+        return place
+
+    monkeypatch.setattr(data, "_first_mirror", lambda: data.MIRRORS[1])
+    monkeypatch.setattr(data, "_download_from", fetch)
+    assert data.download(tmp_path) == tmp_path / "MNIST" / "raw"
+    assert tried == [data.MIRRORS[1], data.MIRRORS[0]]
 
 
 def test_a_download_of_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,7 @@ def test_native_export_is_canonical(model: Model, worker: Worker, images: np.nda
     names = {tensor.name.removesuffix(".T") for tensor in proto.graph.initializer}
     assert set(values) <= names
     assert not any(node.doc_string or node.metadata_props for node in proto.graph.node)
-    assert not proto.metadata_props
+    assert all(entry.key.startswith("zoo.") for entry in proto.metadata_props)
     for trace in (b"site-packages", b".py", b"/home", b"/tmp"):
         assert trace not in content
     assert proto.ir_version <= IR_VERSION

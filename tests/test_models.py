@@ -162,6 +162,10 @@ def test_spec_of_every_kind_and_back() -> None:
         ({"labels": ["a", 1]}, r"labels\[1\]"),
         ({"notes": ["a\u202eb"]}, "expected a line of text"),
         ({"arguments": {"out_1": "8"}}, "is '8', not an integer"),
+        ({"arguments": {"name": 1}}, "'name' is no parameter"),
+        ({"arguments": {"x\n\x1b[31m": 1}}, "is no parameter"),
+        ({"layers": [{"type": []}]}, "unknown layer"),
+        ({"layers": [{"type": "Dropout", "rate": 10**400}]}, "the integer is not a finite number"),
     ],
 )
 def test_wrong_specs(change: dict, message: str) -> None:
@@ -181,6 +185,8 @@ def test_wrong_specs(change: dict, message: str) -> None:
         ({"shuffle": 1}, "1 is not true or false"),
         ({"optimizer": {"type": "Adamax", "learning_rate": 1}}, "unknown optimizer 'Adamax'"),
         ({"optimizer": {"type": "Adam"}}, "Adam needs learning_rate"),
+        ({"optimizer": {"type": {}}}, "unknown optimizer"),
+        ({"optimizer": {"type": "SGD", "learning_rate": 10**400}}, "the integer is not a finite number"),
         ({"optimizer": {"type": "Adam", "learning_rate": -1}}, "-1.0 is not in 0 <= learning_rate"),
         ({"optimizer": {"type": "Adam", "learning_rate": 1, "beta1": 1}}, "beta1 < 1"),
         ({"optimizer": {"type": "SGD", "learning_rate": 1, "nesterov": True}}, "nesterov needs a momentum"),
@@ -247,7 +253,7 @@ def test_dropout_and_pool_change_no_parameters() -> None:
     assert Model("m", (1, 8, 8), layers, RECIPE).parameters == 4 * 9 + 4 + 36 * 10 + 10
 
 
-def test_the_readme_example_is_a_model() -> None:
+def test_the_readme_example_is_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     text = (Path(__file__).parents[1] / "README.md").read_text()
     code = next(block for block in text.split("```python\n")[1:] if "@register" in block).split("```")[0]
     documented: dict[str, int] = {}
@@ -256,7 +262,7 @@ def test_the_readme_example_is_a_model() -> None:
         documented[name] = parameters
         return lambda make: make
 
-    names: dict[str, object] = {"register": register}
-    exec("from zoo.layers import *\nfrom zoo.model import Model\nfrom zoo.recipe import *", names)
+    monkeypatch.setattr("zoo.registry.register", register)
+    names: dict[str, object] = {}
     exec(code, names)
     assert names["mine"]().parameters == documented["mine"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from zoo import runs
-from zoo.errors import DataError, MachineError
+from zoo.errors import DataError, InvalidInput, MachineError
 from zoo.runs import Run
 
 FILES = {"a.txt": b"one", "b.bin": bytes(range(256))}
@@ -185,6 +185,33 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
     ):
         pass
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_what_is_not_ours_is_left_alone(kind: str, tmp_path: Path) -> None:
+    run = Run(tmp_path / "out" / "run")
+    run.path.parent.mkdir()
+    precious = run.path
+    if kind == "folder":
+        precious = run.path / "precious.txt"
+        run.path.mkdir()
+    elif kind == "link":
+        precious = tmp_path / "elsewhere" / "precious.txt"
+        precious.parent.mkdir()
+        run.path.symlink_to(precious.parent)
+    precious.write_text("mine")
+    with pytest.raises(InvalidInput, match="not a run of the zoo, so it is left alone"):
+        publish(run, FILES)
+    assert precious.read_text() == "mine"
+
+
+def test_a_reader_recovers_first(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    publish(run, FILES)
+    run.path.rename(tmp_path / ".run.old")
+    reader = Run(tmp_path / "run")
+    reader.recover()
+    assert reader.read("a.txt") == b"one"
 
 
 def test_one_file_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

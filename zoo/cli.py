@@ -6,7 +6,9 @@ inside it. Errors become one line on standard error (or JSON on standard output)
 
 from __future__ import annotations
 
+import errno
 import json
+import shlex
 import signal
 import sys
 import traceback
@@ -58,7 +60,8 @@ def cli(debug: bool) -> None:
     ONNX, and cross-checked with onnxruntime.
 
     Exit codes: 0 fine, 1 a check failed, 2 bad input, 3 backend not installed, 4 data missing or
-    corrupt, 5 machine (disk, network, memory), 6 training diverged, 70 a bug.
+    corrupt, 5 machine (disk, network, memory), 6 training diverged, 70 a bug, 130 and 143
+    interrupted.
     """
 
 
@@ -141,7 +144,7 @@ def list_(everything: bool, as_json: bool) -> None:
         for model in models
     ]
     click.echo(terminal.table(header, rows))
-    _next(f"zoo show {models[0].name}", f"zoo build {models[0].name} --data digits")
+    _next(["zoo", "show", models[0].name], ["zoo", "build", models[0].name, "--data", "digits"])
 
 
 @cli.command(epilog="\b\nExamples:\n  zoo show cnn-padded\n  zoo show cnn-padded:out_1=8 --json")
@@ -203,7 +206,7 @@ def show(model: str, as_json: bool) -> None:
     )
     for note in spec.notes:
         click.echo(click.wrap_text(note, 98, "note: ", "      "))
-    _next(f"zoo build {model} --data digits")
+    _next(["zoo", "build", model, "--data", "digits"])
 
 
 @cli.command(
@@ -251,9 +254,9 @@ def build(models: Sequence[str], backend_names: Sequence[str], as_json: bool, **
         done = next((outcome for outcome in outcomes if outcome.error is None), None)
         if done:
             _next(
-                f"zoo verify {done.path}",
-                f"zoo export {done.path} -o {done.model}.onnx",
-                f"cat {done.path / 'README.md'}",
+                ["zoo", "verify", str(done.path)],
+                ["zoo", "export", str(done.path), "-o", f"{done.model}.onnx"],
+                ["cat", str(done.path / "README.md")],
             )
     if failed and failed[0].error is not None:
         sys.exit(failed[0].error.code)
@@ -291,18 +294,28 @@ def verify(
     from export.tables import verify_lines
     from zoo import data as data_sets
 
-    sources = [artifacts.find(m, weights, out, seed, terminal.say) for m in models or _documented()]
-    images = data_sets.to_float(data_sets.load(data, data_dir, terminal.say).test_images)
+    chosen = _backends(backend_names)
+    whose = chosen[0] if len(backend_names) == 1 and backend_names[0] != "all" else None
+    sources = [
+        artifacts.find(model, weights, out, seed, terminal.say, whose) for model in models or _documented()
+    ]
+    dataset = data_sets.load(data, data_dir, terminal.say)
+    for source in sources:
+        data_sets.check_fits(source.model, dataset)
+    images = data_sets.to_float(dataset.test_images)
     reports = []
     for source in sources:
-        chosen = _backends(backend_names)
-        report = crosscheck.verify(source.model, source.weights, chosen, images)
+        report = crosscheck.verify(source.model, source.weights, chosen, images, files=source.files)
         reports.append(report)
-        artifacts.keep_report(source, report)
         if not as_json:
             click.echo(verify_lines(report, source.origin))
     if as_json:
         _print_json([report.to_dict() for report in reports])
+    for source, report in zip(sources, reports, strict=True):
+        artifacts.keep_report(source, report)
+    run = next((source.run for source in sources if source.run), None)
+    if run and not as_json:
+        _next(["zoo", "export", str(run), "-o", f"{sources[0].model.name}.onnx"])
     if not all(report.passed for report in reports):
         sys.exit(1)
 
@@ -339,16 +352,20 @@ def export(
     from export import artifacts
     from zoo import data as data_sets
 
+    target = artifacts.Target(file or Path(f"{_model(model).name}.onnx"), exporter, backend)
     source = artifacts.find(model, weights, runs, seed, terminal.say, backend, fall_back=False)
-    images = data_sets.to_float(data_sets.load(data, data_dir, terminal.say).test_images)
-    exported = artifacts.export(source, exporter, images, file or Path(f"{source.model.name}.onnx"), backend)
+    dataset = data_sets.load(data, data_dir, terminal.say)
+    data_sets.check_fits(source.model, dataset)
+    exported = artifacts.export(source, target, data_sets.to_float(dataset.test_images))
     if as_json:
         _print_json(exported)
         return
-    click.echo(f"{exported['path']}: {exported['bytes']:,} bytes, {exported['check']}")
+    shown = exported["path"].encode(errors="backslashreplace").decode()
+    click.echo(f"{shown}: {exported['bytes']:,} bytes, {exported['check']}")
     click.echo(f"  input   {exported['input']}\n  output  {exported['output']}")
     click.echo(f"  opset   {exported['opset']}\n  SHA-256 {exported['sha256']}\n")
     click.echo(exported["example"])
+    _next(["zoo", "verify", exported["path"]])
 
 
 @cli.command(epilog="\b\nExamples:\n  zoo data\n  zoo data mnist")
@@ -372,7 +389,7 @@ def data(name: str | None, data_dir: str | None, as_json: bool) -> None:
     click.echo(terminal.table(header, cells))
     if not name and not any(row["name"] == "mnist" for row in rows):
         click.echo(f"\nmnist is not in {data_sets.data_folder(data_dir)}")
-        _next("zoo data mnist")
+        _next(["zoo", "data", "mnist"])
 
 
 @cli.command(epilog="\b\nExamples:\n  zoo env\n  zoo env --json")
@@ -421,29 +438,19 @@ def env(as_json: bool) -> None:
         for name, state in found["backends"].items()
     ]
     click.echo(terminal.table(("backend", "installed", "versions", "to install"), rows))
+    _next(["zoo", "list"])
 
 
 def _model(text: str) -> Model:
     """The model that a command-line argument names."""
-    from zoo import registry
-    from zoo.model import load_spec
-
-    path = Path(text)
-    if text.partition(":")[0] in registry.names("all"):
-        return registry.get(text)
     if text.endswith(".onnx"):
         _ours()
         from export import artifacts
 
-        return artifacts.read_onnx(path)[0]
-    try:
-        if path.is_dir():
-            path = path / "spec.json"
-        if path.exists():
-            return registry.check_builtin(load_spec(path), path)
-    except (OSError, ValueError):
-        pass  # not a path at all: too long, NUL
-    return registry.get(text)
+        return artifacts.read_onnx(Path(text))[0]
+    from zoo import registry
+
+    return registry.resolve(text)[0]
 
 
 def _documented() -> list[str]:
@@ -463,7 +470,7 @@ def _backends(names: Sequence[str]) -> list[str]:
         backends.require("torch")  # nothing is installed: say how to
     for name in expanded:
         backends.require(name)
-    return list(dict.fromkeys(expanded))
+    return list(dict.fromkeys(map(backends.canonical, expanded)))
 
 
 def _ours() -> None:
@@ -500,21 +507,26 @@ def _print_json(data: Any) -> None:
     click.echo(json.dumps(data, indent=1, ensure_ascii=False))
 
 
-def _next(*commands: str) -> None:
+def _next(*commands: list[str]) -> None:
     click.echo("\nnext:")
     for command in commands:
-        click.echo(f"  {command}")
+        click.echo(f"  {shlex.join(command)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with the code of zoo.errors."""
     args = list(sys.argv[1:] if arguments is None else arguments)
+    if "--debug" in args:  # wherever it stands
+        args = ["--debug", *(argument for argument in args if argument != "--debug")]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         cli.main(args=args, prog_name="zoo", standalone_mode=False)
         sys.exit(0)
     except ZooError as error:
         _fail(error, args)
+    except click.exceptions.NoArgsIsHelpError as no_arguments:
+        click.echo(no_arguments.format_message())
+        sys.exit(0)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "zoo"
         _fail(InvalidInput(error.format_message().rstrip("."), "", f"see {command} --help"), args)
@@ -523,9 +535,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # zoo list | head
-        sys.stderr.close()
-        sys.exit(0)
+    except SystemExit as done:
+        closed = isinstance(done.__context__, OSError) and done.__context__.errno == errno.EPIPE
+        sys.exit(0 if closed else done.code)  # zoo list | head
     except MemoryError:
         _fail(MachineError("out of memory"), args)
     except OSError as error:

@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zoo.errors import DataError, InvalidInput, MachineError, nearest
+from zoo.model import Model
 from zoo.randomness import permutation
 
 CLASSES = 10
-LARGEST_IDX = 2**31  # bytes
+LARGEST_IDX = 2**28  # bytes; five times MNIST
 FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -162,7 +163,7 @@ def load(data: str = "auto", folder: str | Path | None = None, say: Callable[[st
             path,
             f"it needs {', '.join(FILES)}, each with or without .gz",
         )
-    return read_folder(place, path.resolve().name or "data")
+    return read_folder(place, f"folder:{path.resolve().name}")
 
 
 def present(folder: str | Path | None = None) -> list[Dataset]:
@@ -188,6 +189,20 @@ def describe(dataset: Dataset) -> dict[str, Any]:
             for name, value in files.items()
         },
     }
+
+
+def check_fits(model: Model, dataset: Dataset) -> None:
+    """Raise InvalidInput if the images or labels of a data set are not what a model takes."""
+    shape = dataset.train_images.shape[1:]
+    if model.input_shape != shape:
+        raise InvalidInput(
+            f"{model.name} takes images of {model.input_shape}, the data has {shape}", "--data"
+        )
+    classes = 1 + int(max(dataset.train_labels.max(), dataset.test_labels.max()))
+    if classes > len(model.labels):
+        raise InvalidInput(
+            f"{model.name} tells {len(model.labels)} classes apart, the data has {classes}", "--data"
+        )
 
 
 def data_folder(folder: str | Path | None = None) -> Path:
@@ -287,7 +302,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     if len(values) != count:
         relation = "more" if len(values) > count else "fewer"
         raise DataError(f"{relation} values than the {count:,} that the IDX header announces", path)
-    return np.frombuffer(bytes(values), dtype=np.uint8).reshape(shape)
+    return np.frombuffer(values, dtype=np.uint8).reshape(shape)
 
 
 def digits() -> Dataset:
@@ -332,14 +347,24 @@ def download(root: Path, say: Callable[[str], None] = print) -> Path:
     answers within 5 seconds, or on any failure of the disk.
     """
     by_hand = f"or place {', '.join(f'{name}.gz' for name in FILES)} into {root / 'MNIST' / 'raw'}"
-    mirror = _first_mirror()
-    if mirror is None:
+    first = _first_mirror()
+    if first is None:
         raise MachineError(f"no mirror of MNIST answered within {CONNECT_SECONDS:g} s", MIRRORS[0], by_hand)
+    failures: list[MachineError] = []
+    for mirror in (first, *(mirror for mirror in MIRRORS if mirror != first)):
+        try:
+            return _download_from(mirror, root / "MNIST" / "raw", say)
+        except MachineError as error:
+            failures.append(error)
+    raise MachineError(failures[0].what, failures[0].where, by_hand)
+
+
+def _download_from(mirror: str, place: Path, say: Callable[[str], None]) -> Path:
+    """Fetch what is missing of MNIST from one mirror into a folder; raises MachineError."""
     import filelock
     import pooch
     import requests
 
-    place = root / "MNIST" / "raw"
     try:
         place.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(str(place / ".download.lock")):
@@ -357,16 +382,16 @@ def download(root: Path, say: Callable[[str], None] = print) -> Path:
                     ),
                 )
     except ValueError as error:  # pooch: the hash differs
-        raise MachineError(f"the download is not MNIST: {error}", mirror, by_hand) from None
+        raise MachineError(f"the download is not MNIST: {error}", mirror) from None
     except requests.RequestException as error:
-        raise MachineError(f"the download failed: {type(error).__name__}", mirror, by_hand) from None
+        raise MachineError(f"the download failed: {type(error).__name__}", mirror) from None
     except OSError as error:
         raise MachineError(f"cannot store MNIST: {error.strerror or error}", place) from None
     return place
 
 
 def _first_mirror() -> str | None:
-    """The first mirror to answer a request, or None after CONNECT_SECONDS."""
+    """The first mirror to say that it has a file, or None after CONNECT_SECONDS."""
     import requests
 
     answered: list[str] = []
@@ -376,9 +401,11 @@ def _first_mirror() -> str | None:
 
     def ask(mirror: str) -> None:
         try:
-            requests.head(f"{mirror}{FILES[3]}.gz", timeout=CONNECT_SECONDS, allow_redirects=False)
-            answered.append(mirror)
-            done.set()
+            url = f"{mirror}{FILES[3]}.gz"
+            answer = requests.head(url, timeout=CONNECT_SECONDS, allow_redirects=False)
+            if answer.status_code == 200:
+                answered.append(mirror)
+                done.set()
         except requests.RequestException:
             pass
         with lock:

@@ -6,6 +6,7 @@ They are strict on purpose: JSON's true is not 1, "32" is not 32, and an infinit
 
 from __future__ import annotations
 
+import math
 import struct
 
 from zoo.errors import InvalidSpec
@@ -23,9 +24,14 @@ def count(value: object, where: str, least: int = 1) -> int:
 
 
 def real(value: object, where: str) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < float("inf"):
-        raise InvalidSpec(f"{value!r} is not a finite number", where)
-    return float(value)
+    try:
+        number = float(value) if isinstance(value, (int, float)) else float("nan")
+    except OverflowError:  # an integer beyond float64
+        number = float("inf")
+    if isinstance(value, bool) or not math.isfinite(number):
+        shown = repr(value) if not isinstance(value, int) else "the integer"
+        raise InvalidSpec(f"{shown[:60]} is not a finite number", where)
+    return number
 
 
 def float32(value: object, where: str) -> float:

@@ -184,6 +184,8 @@ def from_dict(data: Any, where: str = "spec") -> Model:
         raise InvalidSpec(f"{len(layers):,} layers, at most {MOST_LAYERS:,} are accepted", where)
     arguments = _object(data.get("arguments", {}), f"{where}.arguments")
     for key, value in arguments.items():
+        if not key.isidentifier() or key == "name":
+            raise InvalidSpec(f"{_shown(key)} is no parameter of a model", f"{where}.arguments")
         if type(value) is not int:
             raise InvalidSpec(f"{key} is {value!r}, not an integer", f"{where}.arguments")
     return Model(
@@ -212,21 +214,26 @@ def load_spec(path: str | Path) -> Model:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"cannot read the spec: {reason}", path) from None
+    return parse_spec(raw, str(path))
+
+
+def parse_spec(raw: bytes, where: str) -> Model:
+    """The model of a spec's JSON text in UTF-8; raises InvalidSpec, naming line or field."""
     if len(raw) > LARGEST_SPEC:
-        raise InvalidSpec(f"larger than {LARGEST_SPEC:,} bytes", path)
+        raise InvalidSpec(f"larger than {LARGEST_SPEC:,} bytes", where)
     try:
         data = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
-        raise InvalidSpec(f"not UTF-8 at byte {error.start}", path) from None
+        raise InvalidSpec(f"not UTF-8 at byte {error.start}", where) from None
     except json.JSONDecodeError as error:
         raise InvalidSpec(
-            f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}", path
+            f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}", where
         ) from None
     except RecursionError:
-        raise InvalidSpec("nested too deeply", path) from None
+        raise InvalidSpec("nested too deeply", where) from None
     except ValueError as error:
-        raise InvalidSpec(str(error), path) from None
-    return from_dict(data, str(path))
+        raise InvalidSpec(str(error), where) from None
+    return from_dict(data, where)
 
 
 def check_name(name: object, where: str) -> str:
@@ -253,8 +260,8 @@ def _trace(input_shape: Shape, nodes: list[Node] | tuple[Node, ...]) -> str:
 def _layer(data: Any, where: str) -> Layer:
     data = dict(_object(data, where))
     kind = data.pop("type", None)
-    if kind not in LAYERS:
-        raise InvalidSpec(f"unknown layer {kind!r}", where, nearest(str(kind), LAYERS))
+    if not isinstance(kind, str) or kind not in LAYERS:
+        raise InvalidSpec(f"unknown layer {_shown(kind)}", where, nearest(_shown(kind), LAYERS))
     return _construct(LAYERS[kind], data, where)
 
 
@@ -262,8 +269,10 @@ def _recipe(data: Any, where: str) -> Recipe:
     data = dict(_object(data, where))
     optimizer = dict(_object(data.pop("optimizer", None), f"{where}.optimizer"))
     kind = optimizer.pop("type", None)
-    if kind not in OPTIMIZERS:
-        raise InvalidSpec(f"unknown optimizer {kind!r}", f"{where}.optimizer", nearest(str(kind), OPTIMIZERS))
+    if not isinstance(kind, str) or kind not in OPTIMIZERS:
+        raise InvalidSpec(
+            f"unknown optimizer {_shown(kind)}", f"{where}.optimizer", nearest(_shown(kind), OPTIMIZERS)
+        )
     data["optimizer"] = _construct(OPTIMIZERS[kind], optimizer, f"{where}.optimizer")
     return _construct(Recipe, data, where)
 

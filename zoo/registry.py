@@ -8,9 +8,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from zoo.errors import InvalidInput, InvalidSpec, nearest
-from zoo.model import Model
+from zoo.model import Model, load_spec, parse_spec
 
 DOCUMENTED = "documented"
 
@@ -59,7 +60,7 @@ def get(name: str, **parameters: int) -> Model:
     _load()
     name, _, inline = name.partition(":")
     if name not in _entries:
-        raise InvalidInput(f"unknown model {name!r}", "", nearest(name, _entries))
+        raise InvalidInput(f"unknown model {name[:100]!r}", "", nearest(name[:100], _entries))
     for item in filter(None, inline.split(",")):
         key, _, number = item.partition("=")
         if not (number.isascii() and number.isdecimal()) or len(number) > 9:
@@ -80,6 +81,30 @@ def get(name: str, **parameters: int) -> Model:
     if not changed and model.parameters != entry.parameters:
         raise AssertionError(f"{name} has {model.parameters:,} parameters, its document {entry.parameters:,}")
     return replace(model, arguments=tuple(sorted(changed.items())))
+
+
+def resolve(text: str) -> tuple[Model, Path | None]:
+    """The model that a command-line argument names, and its run folder if it names one.
+
+    text: a registered name with parameters, a spec.json, or a run folder, whose spec is checked
+    against its manifest. Raises InvalidInput with the nearest name if it is none of them.
+    """
+    from zoo.runs import Run
+
+    if text.partition(":")[0] in names("all"):
+        return get(text), None
+    path = Path(text)
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, ValueError):  # too long, NUL
+        return get(text), None
+    if is_folder:
+        run = Run(path)
+        run.recover()
+        return check_builtin(parse_spec(run.read("spec.json"), str(path / "spec.json")), path), path
+    if exists:
+        return check_builtin(load_spec(path), path), None
+    return get(text), None
 
 
 def check_builtin(model: Model, where: object) -> Model:

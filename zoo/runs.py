@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import DataError, MachineError
+from zoo.errors import DataError, InvalidInput, MachineError
 
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 1_000_000  # bytes
@@ -52,9 +52,25 @@ class Run:
             raise self._failure(error) from None
         try:
             self._settle()
+            self._check_place()
             yield
         finally:
             lock.release()
+
+    def recover(self) -> None:
+        """Finish or undo a swap that was cut off, if there is one. For readers."""
+        if os.path.lexists(self._old) or os.path.lexists(self._new):
+            with self.lock():
+                pass
+
+    def _check_place(self) -> None:
+        """Raise InvalidInput if something that is not ours stands where the run would go."""
+        plain = self.path.is_dir() and not self.path.is_symlink()
+        ours = plain and ((self.path / MANIFEST).is_file() or not any(self.path.iterdir()))
+        if os.path.lexists(self.path) and not ours:
+            raise InvalidInput(
+                "not a run of the zoo, so it is left alone", self.path, "move it away or choose another --out"
+            )
 
     def _settle(self) -> None:
         try:
@@ -151,6 +167,8 @@ class Run:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write one file that appears whole or not at all; raises MachineError."""
+    if not path.name:
+        raise InvalidInput("not the name of a file", str(path), "give a file name")
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         _write(new, content)

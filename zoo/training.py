@@ -123,13 +123,20 @@ def train(
             if validation_accuracy > best_accuracy:
                 best, best_epoch, best_accuracy = network.weights(), epoch, validation_accuracy
         outputs = network.predict(data.test_images)
+        test_loss = cross_entropy(outputs, data.test_labels)
+        if not math.isfinite(test_loss):  # the last step went astray after its own loss was taken
+            raise Diverged(
+                f"the test loss is {test_loss} (last finite batch loss {history[-1][2]})",
+                f"after epoch {epoch}",
+                f"lower the learning rate, now {recipe.optimizer.learning_rate:g}",
+            )
         rows.append(
             (
                 epoch,
                 float(np.average(losses, weights=sizes)),
                 float(np.average(accuracies, weights=sizes)),
                 validation_accuracy,
-                cross_entropy(outputs, data.test_labels),
+                test_loss,
                 accuracy(outputs, data.test_labels),
             )
         )

@@ -28,6 +28,8 @@ def cnn_padded(out_1: int = 16, out_2: int = 32) -> Model:
             "The document does not shuffle: every epoch sees the batches in the data set's order.",
             "The document calls the test images its validation data; they are the test images "
             "here, and nothing is chosen by them.",
+            "The document plots as the loss of an epoch that of its last training batch, under the "
+            "heading of the validation data; epochs.csv holds the mean over the epoch.",
             "The document's captions call the activations before the second ReLU the output after "
             "the second layer.",
         ),
