@@ -195,7 +195,12 @@ def test_a_mirror_that_hangs_costs_five_seconds_at_most(monkeypatch: pytest.Monk
     import requests
 
     stop = threading.Event()
-    monkeypatch.setattr(requests, "head", lambda *_, **__: stop.wait(60))
+
+    def hang(*_: object, **__: object) -> None:
+        stop.wait(60)
+        raise requests.ConnectionError
+
+    monkeypatch.setattr(requests, "head", hang)
     started = time.monotonic()
     assert data._first_mirror() is None
     assert time.monotonic() - started < data.CONNECT_SECONDS + 1
