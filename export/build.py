@@ -222,8 +222,6 @@ def _build_one(
                 trained = network.train(seed=options.seed, epochs=inputs["epochs"], progress=progress)
             say(f"{label}: trained in {trained.seconds:.1f} s, checking")
             report, files = _check(model, name, network, trained, split, inputs, options)
-        for warning in report["warnings"]:
-            say(f"{label}: warning: {warning}")
         run.publish(files, inputs)
         outcome.report = report
 
@@ -272,11 +270,9 @@ def _check(
     if logits is None:
         raise AssertionError("the direct export always gives its logits")
     predicted = np.bincount(shipped.outputs.argmax(axis=1), minlength=len(model.labels))
-    warnings = [
-        f"class {label} is never predicted"
-        for label, count in zip(model.labels, predicted, strict=True)
-        if not count
-    ]
+    never = [label for label, count in zip(model.labels, predicted, strict=True) if not count]
+    classes = "class" if len(never) == 1 else "classes"
+    warnings = [f"never predicted: {classes} {', '.join(never)}"] if never else []
     report = {
         "model": model.name,
         "arguments": dict(model.arguments),

@@ -132,6 +132,8 @@ def test_the_same_inputs_are_not_trained_again(framework: str, tmp_path: Path) -
 def test_no_epochs_publish_the_initial_weights(framework: str, tmp_path: Path) -> None:
     model = zoo.get(TINY)
     outcome, _ = built(model, framework, options(tmp_path, epochs=0))
+    assert outcome.report is not None
+    assert outcome.report["warnings"][0].startswith("never predicted: classes ")
     values = weights.load(outcome.path / "weights.safetensors", model)
     for name, array in zoo.init_weights(model, 0).items():
         np.testing.assert_array_equal(values[name], array)
