@@ -207,7 +207,7 @@ def test_an_onnx_file_that_was_tampered_with(run, tmp_path: Path) -> None:
     assert "bad.onnx" in result.out
     proto.graph.initializer[0].raw_data = proto.graph.initializer[0].raw_data[:-4]
     onnx.save(proto, "short.onnx")
-    assert run("verify", "short.onnx", "--data", "digits").code == 4
+    assert run("verify", "short.onnx", "--data", "digits", "-b", "reference").code == 4
 
 
 def _folder(path: Path, **change: bytes) -> Path:
@@ -310,7 +310,9 @@ def test_without_any_framework_the_command_is_printed(run) -> None:
         assert result.code == 3
         assert "pip install -e '.[" in result.err
     assert run("list").code == 0
-    assert run("verify", "convnet", "--backend", "reference", "--data", "digits").code == 0
+    verified = run("verify", "lenet-dropout", "--data", "digits")
+    assert verified.code == 0
+    assert "PASSED 2 of 2" in verified.out  # the direct export, with and without optimisations
 
 
 def test_the_whole_way(run, framework: str, tmp_path: Path) -> None:

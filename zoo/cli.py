@@ -294,7 +294,7 @@ def verify(
     from export.tables import verify_lines
     from zoo import data as data_sets
 
-    chosen = _backends(backend_names)
+    chosen = _backends(backend_names, needed=False)
     whose = chosen[0] if len(backend_names) == 1 and backend_names[0] != "all" else None
     sources = [
         artifacts.find(model, weights, out, seed, terminal.say, whose) for model in models or _documented()
@@ -459,14 +459,17 @@ def _documented() -> list[str]:
     return registry.names()
 
 
-def _backends(names: Sequence[str]) -> list[str]:
-    """The chosen backends, each once, in the order given; "all" is every installed one that trains."""
+def _backends(names: Sequence[str], needed: bool = True) -> list[str]:
+    """The chosen backends, each once, in the order given; "all" is every installed one that trains.
+
+    needed: raise BackendUnavailable if none is installed.
+    """
     import backends
 
     expanded: list[str] = []
     for name in names or ("all",):
         expanded += backends.training_names() if name == "all" else [name]
-    if not expanded:
+    if not expanded and needed:
         backends.require("torch")  # nothing is installed: say how to
     for name in expanded:
         backends.require(name)
