@@ -1,0 +1,112 @@
+"""The command line: parse, call one library function, print. Nothing is decided here.
+
+One module per theme holds the commands. Importing them imports neither NumPy nor a framework: what
+a command needs is imported inside it. Errors become one line on standard error (or JSON on standard
+output) and an exit code.
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from zoo import __version__, terminal
+from zoo.cli.catalogue import list_, show
+from zoo.cli.options import print_json
+from zoo.cli.runs import build, export, verify
+from zoo.cli.surroundings import data, env
+from zoo.errors import InvalidInput, MachineError, ZooError, nearest
+
+BUG = 70
+INTERRUPTED = 130
+
+
+class _Group(click.Group):
+    """Commands in the order of their definition, with the nearest name for a mistyped one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            raise InvalidInput(f"unknown command {args[0]!r}", "", nearest(args[0], self.commands))
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    no_args_is_help=True,
+    epilog="""\b
+Examples:
+  zoo build --data digits          every CNN on every backend, in minutes, offline
+  zoo build cnn-padded --backend torch --data mnist
+  zoo show cnn-padded
+  zoo export cnn-padded --backend torch -o digits.onnx""",
+)
+@click.version_option(__version__, "-V", "--version", prog_name="zoo")
+@click.option("--debug", is_flag=True, help="Show a traceback with an error.")
+def cli(debug: bool) -> None:
+    """The CNN zoo: documented CNNs specified once, trained in PyTorch and in Keras, exported to
+    ONNX, and cross-checked with onnxruntime.
+
+    Exit codes: 0 fine, 1 a check failed, 2 bad input, 3 backend not installed, 4 data missing or
+    corrupt, 5 machine (disk, network, memory), 6 training diverged, 70 a bug, 130 and 143
+    interrupted.
+    """
+
+
+for command in (list_, show, build, verify, export, data, env):
+    cli.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with the code of zoo.errors."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    if "--debug" in args:  # wherever it stands
+        args = ["--debug", *(argument for argument in args if argument != "--debug")]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        cli.main(args=args, prog_name="zoo", standalone_mode=False)
+        sys.exit(0)
+    except ZooError as error:
+        _fail(error, args)
+    except click.exceptions.NoArgsIsHelpError as no_arguments:
+        click.echo(no_arguments.format_message())
+        sys.exit(0)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "zoo"
+        _fail(InvalidInput(error.format_message().rstrip("."), "", f"see {command} --help"), args)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    except SystemExit as done:
+        closed = isinstance(done.__context__, OSError) and done.__context__.errno == errno.EPIPE
+        sys.exit(0 if closed else done.code)  # zoo list | head
+    except MemoryError:
+        _fail(MachineError("out of memory"), args)
+    except OSError as error:
+        _fail(MachineError(error.strerror or str(error), error.filename or ""), args)
+    except Exception as error:
+        text = str(error).splitlines()[0] if str(error) else ""
+        hint = "run again with --debug and report it"
+        _fail(ZooError(f"a bug of the zoo: {type(error).__name__}: {text}", "", hint), args)
+
+
+def _fail(error: ZooError, args: Sequence[str]) -> NoReturn:
+    if "--debug" in args:
+        traceback.print_exc()
+    if "--json" in args:
+        print_json(error.to_dict())
+    click.echo(f"{terminal.styled('error', 'red')}: {error}", err=True)
+    sys.exit(error.code)

@@ -1,0 +1,115 @@
+"""What the commands share: options, how arguments name models and backends, how results are printed."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from zoo.model import Model
+
+
+def json_option(function: Any) -> Any:
+    return click.option("--json", "as_json", is_flag=True, help="Machine-readable, on standard output.")(
+        function
+    )
+
+
+def data_option(function: Any) -> Any:
+    function = click.option(
+        "--data-dir",
+        type=click.Path(),
+        help="Folder of data sets [default: $ZOO_DATA, else the user's cache].",
+    )(function)
+    return click.option(
+        "--data",
+        default="auto",
+        show_default=True,
+        help="auto, mnist, digits, or a folder of IDX files.",
+    )(function)
+
+
+def out_option(function: Any) -> Any:
+    return click.option(
+        "-o",
+        "--out",
+        type=click.Path(path_type=Path),
+        default="runs",
+        show_default=True,
+        help="Folder of runs.",
+    )(function)
+
+
+def backend_option(function: Any) -> Any:
+    return click.option(
+        "--backend",
+        "-b",
+        "backend_names",
+        multiple=True,
+        metavar="NAME",
+        help="torch, keras, or all; may be repeated [default: all installed].",
+    )(function)
+
+
+def model_of(text: str) -> Model:
+    """The model that a command-line argument names."""
+    if text.endswith(".onnx"):
+        check_packages()
+        from export import artifacts
+
+        return artifacts.read_onnx(Path(text))[0]
+    from zoo import registry
+
+    return registry.resolve(text)[0]
+
+
+def documented() -> list[str]:
+    from zoo import registry
+
+    return registry.names()
+
+
+def chosen_backends(names: Sequence[str], needed: bool = True) -> list[str]:
+    """The chosen backends, each once, in the order given; "all" is every installed one that trains.
+
+    needed: raise BackendUnavailable if none is installed.
+    """
+    import backends
+
+    expanded: list[str] = []
+    for name in names or ("all",):
+        expanded += backends.training_names() if name == "all" else [name]
+    if not expanded and needed:
+        backends.require("torch")  # nothing is installed: say how to
+    for name in expanded:
+        backends.require(name)
+    return list(dict.fromkeys(map(backends.canonical, expanded)))
+
+
+def check_packages() -> None:
+    from zoo import machine
+
+    machine.check_packages()
+
+
+def shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def print_json(data: Any) -> None:
+    click.echo(json.dumps(data, indent=1, ensure_ascii=False))
+
+
+def next_commands(*commands: list[str]) -> None:
+    click.echo("\nnext:")
+    for command in commands:
+        click.echo(f"  {shlex.join(command)}")

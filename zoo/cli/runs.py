@@ -1,0 +1,183 @@
+"""Runs: build, verify, export."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from zoo import terminal
+from zoo.cli.options import (
+    backend_option,
+    check_packages,
+    chosen_backends,
+    data_option,
+    documented,
+    json_option,
+    model_of,
+    next_commands,
+    out_option,
+    print_json,
+)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  zoo build --data digits                   everything, in minutes, offline
+  zoo build --backend torch                 the five documented CNNs in PyTorch
+  zoo build convnet-deep cnn-padded:out_1=8 --epochs 1 --limit 10000"""
+)
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@backend_option
+@data_option
+@click.option("--epochs", type=int, help="Epochs [default: the recipe's; 0 keeps the initial weights].")
+@click.option("--limit", type=int, metavar="N", help="Train on the first N images after the split.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of weights, batches and dropout.")
+@out_option
+@click.option("--force", is_flag=True, help="Train even if the run is up to date.")
+@click.option(
+    "--exporter",
+    default="direct",
+    show_default=True,
+    metavar="[direct|native]",
+    help="Publish the spec's own graph, or the framework's export, as model.onnx.",
+)
+@click.option("--device", default="cpu", show_default=True, help="Where to train.")
+@json_option
+def build(models: Sequence[str], backend_names: Sequence[str], as_json: bool, **options: Any) -> None:
+    """Train MODELs (all five documented, unless told), export, cross-check, and publish the runs.
+
+    A run lands in OUT/MODEL/BACKEND, whole, and only if onnxruntime, the framework and the
+    framework's own export agree with the float64 reference.
+    """
+    specs = [model_of(model) for model in models or documented()]
+    check_packages()
+    from export import build as building
+    from export.tables import build_table
+
+    chosen = chosen_backends(backend_names)
+    outcomes = building.build(specs, chosen, building.Options(**options), terminal.say, terminal.progress_bar)
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    if as_json:
+        print_json([outcome.to_dict() for outcome in outcomes])
+    else:
+        click.echo(build_table(outcomes))
+        done = next((outcome for outcome in outcomes if outcome.error is None), None)
+        if done:
+            next_commands(
+                ["zoo", "verify", str(done.path)],
+                ["zoo", "export", str(done.path), "-o", f"{done.model}.onnx"],
+                ["cat", str(done.path / "README.md")],
+            )
+    if failed and failed[0].error is not None:
+        sys.exit(failed[0].error.code)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  zoo verify cnn-padded --weights init
+  zoo verify runs/cnn-padded/torch --data mnist"""
+)
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@backend_option
+@click.option("--weights", metavar="FILE|RUN|init", help="[default: the run under OUT, else init]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the weights with init.")
+@data_option
+@out_option
+@json_option
+def verify(
+    models: Sequence[str],
+    backend_names: Sequence[str],
+    weights: str | None,
+    seed: int,
+    data: str,
+    data_dir: str | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Hold backends and ONNX exports of MODELs to the float64 reference, layer by layer.
+
+    Every witness gets the same weights and all test images. Exits 1 if any disagrees.
+    """
+    check_packages()
+    from export import artifacts, crosscheck
+    from export.tables import verify_lines
+    from zoo import data as data_sets
+
+    chosen = chosen_backends(backend_names, needed=False)
+    whose = chosen[0] if len(backend_names) == 1 and backend_names[0] != "all" else None
+    sources = [
+        artifacts.find(model, weights, out, seed, terminal.say, whose) for model in models or documented()
+    ]
+    dataset = data_sets.load(data, data_dir, terminal.say)
+    for source in sources:
+        data_sets.check_fits(source.model, dataset)
+    images = data_sets.to_float(dataset.test_images)
+    reports = []
+    for source in sources:
+        report = crosscheck.verify(source.model, source.weights, chosen, images, files=source.files)
+        reports.append(report)
+        if not as_json:
+            click.echo(verify_lines(report, source.origin))
+    if as_json:
+        print_json([report.to_dict() for report in reports])
+    for source, report in zip(sources, reports, strict=True):
+        artifacts.keep_report(source, report)
+    run = next((source.run for source in sources if source.run), None)
+    if run and not as_json:
+        next_commands(["zoo", "export", str(run), "-o", f"{sources[0].model.name}.onnx"])
+    if not all(report.passed for report in reports):
+        sys.exit(1)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  zoo export cnn-padded --weights runs/cnn-padded/torch -o digits.onnx
+  zoo export runs/cnn-padded/keras --exporter native"""
+)
+@click.argument("model")
+@click.option("-o", "--out", "file", type=click.Path(path_type=Path), help="[default: MODEL.onnx]")
+@click.option("--exporter", default="direct", show_default=True, metavar="[direct|native]")
+@click.option("--weights", metavar="FILE|RUN|init", help="[default: the run under RUNS]")
+@click.option("--backend", "-b", metavar="NAME", help="Whose run, and whose native exporter.")
+@click.option("--runs", type=click.Path(path_type=Path), default="runs", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the weights with init.")
+@data_option
+@json_option
+def export(
+    model: str,
+    file: Path | None,
+    exporter: str,
+    weights: str | None,
+    backend: str | None,
+    runs: Path,
+    seed: int,
+    data: str,
+    data_dir: str | None,
+    as_json: bool,
+) -> None:
+    """Write MODEL as one ONNX file to deploy: verified against the reference, then written whole."""
+    check_packages()
+    from export import artifacts
+    from zoo import data as data_sets
+
+    target = artifacts.Target(file or Path(f"{model_of(model).name}.onnx"), exporter, backend)
+    source = artifacts.find(model, weights, runs, seed, terminal.say, backend, fall_back=False)
+    dataset = data_sets.load(data, data_dir, terminal.say)
+    data_sets.check_fits(source.model, dataset)
+    exported = artifacts.export(source, target, data_sets.to_float(dataset.test_images))
+    if as_json:
+        print_json(exported)
+        return
+    shown = exported["path"].encode(errors="backslashreplace").decode()
+    click.echo(f"{shown}: {exported['bytes']:,} bytes, {exported['check']}")
+    click.echo(f"  input   {exported['input']}\n  output  {exported['output']}")
+    click.echo(f"  opset   {exported['opset']}\n  SHA-256 {exported['sha256']}\n")
+    click.echo(exported["example"])
+    next_commands(["zoo", "verify", exported["path"]])

@@ -1,0 +1,84 @@
+"""What is around the models: data sets, the machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from zoo import __version__, terminal
+from zoo.cli.options import check_packages, json_option, next_commands, print_json, shape
+
+
+@click.command(epilog="\b\nExamples:\n  zoo data\n  zoo data mnist")
+@click.argument("name", required=False)
+@click.option("--data-dir", type=click.Path(), help="Folder of data sets.")
+@json_option
+def data(name: str | None, data_dir: str | None, as_json: bool) -> None:
+    """Show which data sets there are; with NAME, fetch it if need be and check it."""
+    from zoo import data as data_sets
+
+    found = [data_sets.load(name, data_dir, terminal.say)] if name else data_sets.present(data_dir)
+    rows = [data_sets.describe(dataset) for dataset in found]
+    if as_json:
+        print_json(rows)
+        return
+    header = ("data set", "train", "test", "image", "folder")
+    cells = [
+        (row["name"], f"{row['train']:,}", f"{row['test']:,}", shape(row["image"]), row["source"])
+        for row in rows
+    ]
+    click.echo(terminal.table(header, cells))
+    if not name and not any(row["name"] == "mnist" for row in rows):
+        click.echo(f"\nmnist is not in {data_sets.data_folder(data_dir)}")
+        next_commands(["zoo", "data", "mnist"])
+
+
+@click.command(epilog="\b\nExamples:\n  zoo env\n  zoo env --json")
+@json_option
+def env(as_json: bool) -> None:
+    """Show versions, backends, threads and folders: what a bug report needs."""
+    check_packages()
+    import platform
+
+    import backends
+    from zoo import data as data_sets
+    from zoo import machine
+
+    found: dict[str, Any] = {
+        "zoo": __version__,
+        "versions": machine.versions(),
+        "platform": platform.platform(),
+        "processor": machine.processor(),
+        "threads": machine.threads(),
+        "data_folder": str(data_sets.data_folder()),
+        "package": str(Path(__file__).parents[1]),
+        "backends": {
+            name: {
+                "installed": backends.installed(name),
+                "versions": machine.only(backends.distributions(name)),
+                "install": backends.install_command(name),
+            }
+            for name in backends.names()
+        },
+    }
+    if as_json:
+        print_json(found)
+        return
+    for key in ("zoo", "platform", "processor", "threads", "data_folder", "package"):
+        click.echo(f"{key.replace('_', ' '):12} {found[key]}")
+    for distribution, number in found["versions"].items():
+        click.echo(f"{distribution:12} {number}")
+    click.echo()
+    rows = [
+        (
+            name,
+            "yes" if state["installed"] else "no",
+            ", ".join(f"{k} {v}" for k, v in state["versions"].items()),
+            "" if state["installed"] else state["install"],
+        )
+        for name, state in found["backends"].items()
+    ]
+    click.echo(terminal.table(("backend", "installed", "versions", "to install"), rows))
+    next_commands(["zoo", "list"])
