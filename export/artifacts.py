@@ -16,7 +16,7 @@ from onnx import TensorProto, numpy_helper
 
 import backends
 from export import build, card, crosscheck
-from zoo import registry, runs, weights
+from zoo import pretrained, registry, runs, weights
 from zoo.errors import CheckFailed, DataError, InvalidInput, ZooError
 from zoo.model import Model, iter_weights, parse_spec
 from zoo.weights import Weights
@@ -50,9 +50,10 @@ def find(
 ) -> Source:
     """The model that `text` names (a name, spec file, run folder or ONNX file) with weights.
 
-    wish: None, "init", "pretrained", a .safetensors file or a run folder. Without a wish the run
-    of the model under `out` is taken (of `backend`, if given); two are an InvalidInput that lists
-    both; none are initial weights from `seed` if fall_back, otherwise a DataError.
+    wish: None, "pretrained", "init", a .safetensors file or a run folder. Without a wish: what a run
+    folder or ONNX file holds; the weights of the package, unless `backend` asks for its run; else
+    the run of the model under `out`. Two runs are an InvalidInput that lists both; none are initial
+    weights from `seed` if fall_back, otherwise a DataError.
     """
     if text.endswith(".onnx"):
         path = Path(text)
@@ -66,25 +67,29 @@ def find(
     initial = Source(model, weights.init_weights(model, seed), f"initial weights, seed {seed}")
     if wish == "init":
         return initial
-    if wish == "pretrained":
-        raise DataError(f"no pretrained weights of {model.name} are shipped", "--weights", "build it")
+    if wish == "pretrained" or (wish is None and backend is None and pretrained.has(model)):
+        return _pretrained(model)
     if wish is not None:
         place = Path(wish)
         return _run(place, model) if place.is_dir() else Source(model, weights.load(place, model), wish)
-    names = [backends.canonical(backend)] if backend else backends.names()
-    candidates = [runs.Run(out / model.name / backends.folder_name(name)) for name in names]
-    for candidate in candidates:
-        candidate.recover()
-    found = [run.path for run in candidates if (run.path / runs.MANIFEST).is_file()]
-    if len(found) > 1:
-        listed = " or ".join(str(place) for place in found)
-        raise InvalidInput(f"two runs of {model.name}", listed, "choose one with --weights or --backend")
-    if found:
-        return _run(found[0], model)
+    found = runs.find(out, model.name, backends.folder_name(backends.canonical(backend)) if backend else None)
+    if found is not None:
+        return _run(found, model)
     if fall_back:
         say(f"{model.name}: no run under {out}, taking initial weights of seed {seed}")
         return initial
     raise DataError(f"no run of {model.name}", out, f"run: zoo build {shlex.quote(text)}")
+
+
+def _pretrained(model: Model) -> Source:
+    """The weights of the package, with its ONNX file as a witness."""
+    if not pretrained.has(model):
+        shipped = ", ".join(pretrained.names())
+        raise DataError(
+            f"no pretrained weights of {model.title} are shipped", "--weights", f"shipped: {shipped}"
+        )
+    files = {f"pretrained {model.name}.onnx": pretrained.onnx(model.name)}
+    return Source(model, pretrained.weights(model), "pretrained", files=files)
 
 
 def _run(path: Path, model: Model) -> Source:

@@ -22,8 +22,8 @@ import zoo
 from backends.client import RemoteNetwork, Worker
 from export import crosscheck
 from export.card import model_card
-from zoo import data, machine, runs, training, weights
-from zoo.errors import CheckFailed, InvalidInput, MachineError, NotSupported, ZooError
+from zoo import data, machine, pretrained, runs, training, weights
+from zoo.errors import CheckFailed, DataError, InvalidInput, MachineError, NotSupported, ZooError
 from zoo.model import Model
 from zoo.training import Progress, Trained
 
@@ -38,7 +38,8 @@ class Options:
 
     data: "auto", "mnist", "digits" or a folder. epochs: None for the recipe's own. limit: the
     first so many training images after the split. exporter: which graph is published as
-    model.onnx, the spec's ("direct") or the framework's own ("native").
+    model.onnx, the spec's ("direct") or the framework's own ("native"). pretrained: take the
+    weights of the package instead of training.
     """
 
     data: str = "auto"
@@ -50,8 +51,13 @@ class Options:
     force: bool = False
     exporter: str = "direct"
     device: str = "cpu"
+    pretrained: bool = False
 
     def __post_init__(self) -> None:
+        trained = {"--epochs": self.epochs, "--limit": self.limit, "--seed": self.seed or None}
+        for option, value in trained.items() if self.pretrained else ():
+            if value is not None:
+                raise InvalidInput("--pretrained does not train", option, "leave out one of the two")
         if self.epochs is not None and self.epochs < 0:
             raise InvalidInput(f"{self.epochs} epochs", "--epochs", "give 0 (initial weights) or more")
         if self.limit is not None and self.limit < 1:
@@ -97,7 +103,7 @@ def build(
     """
     for name in backend_names:
         backends.require(name)
-        if not backends.trains(backends.canonical(name)):
+        if not options.pretrained and not backends.trains(backends.canonical(name)):
             raise InvalidInput(
                 f"the backend {name!r} does not train", "--backend", f"use {' or '.join(TRAINING)}"
             )
@@ -118,6 +124,8 @@ def build(
                 outcomes.append(outcome)
                 try:
                     data.check_fits(model, dataset)
+                    if options.pretrained and not pretrained.has(model):
+                        raise DataError(f"no pretrained weights of {model.title} are shipped", "--pretrained")
                     inputs = _inputs(model, name, dataset, identity, options)
                     _build_one(model, name, dataset, inputs, options, outcome, workers, say, bar)
                 except ZooError as error:
@@ -166,7 +174,7 @@ def _inputs(
     model: Model, backend: str, dataset: data.Dataset, identity: str, options: Options
 ) -> dict[str, Any]:
     """Everything that a run is a function of."""
-    return {
+    inputs = {
         "zoo": zoo.__version__,
         "spec_sha256": hashlib.sha256(model.to_json().encode()).hexdigest(),
         "backend": backend,
@@ -177,9 +185,14 @@ def _inputs(
         "threads": machine.threads(),
         "versions": machine.versions(backends.distributions(backend)),
     }
+    if options.pretrained:
+        inputs["pretrained"] = pretrained.record(model.name)["weights_sha256"]
+    return inputs
 
 
 def _epochs(model: Model, dataset: data.Dataset, options: Options) -> int:
+    if options.pretrained:
+        return int(pretrained.record(model.name)["epochs"])
     return model.recipe.epochs_on(dataset.name) if options.epochs is None else options.epochs
 
 
@@ -205,25 +218,70 @@ def _build_one(
             return
         if reason:
             say(f"{label}: {reason}: training anew")
-        recipe = model.recipe
-        held_out = recipe.validation_size(len(dataset.train_labels))
-        split = data.split(dataset, held_out, options.seed, options.limit)
-        if not recipe.steps(len(split.train_labels)) and inputs["epochs"]:
-            raise InvalidInput(
-                f"{len(split.train_labels)} training images make no batch of {recipe.batch_size}",
-                "--limit",
-                "the recipe drops an incomplete batch: give more images",
-            )
-        with workers.use(name) as worker:
-            key = (held_out, options.seed, options.limit)
-            network = worker.build(model, weights.init_weights(model, options.seed))
-            workers.send_data(name, key, lambda: split)
-            with bar(label) if bar else nullcontext() as progress:
-                trained = network.train(seed=options.seed, epochs=inputs["epochs"], progress=progress)
-            say(f"{label}: trained in {trained.seconds:.1f} s, checking")
-            report, files = _check(model, name, network, trained, split, inputs, options)
+        make = _take_pretrained if options.pretrained else _train
+        report, files = make(model, name, dataset, inputs, options, workers, say, bar)
         run.publish(files, inputs)
         outcome.report = report
+
+
+def _train(
+    model: Model,
+    name: str,
+    dataset: data.Dataset,
+    inputs: dict[str, Any],
+    options: Options,
+    workers: _Workers,
+    say: Say,
+    bar: Bar | None,
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Train a model in its worker and check it: report and files of its run."""
+    label = f"{model.name} {name}"
+    recipe = model.recipe
+    held_out = recipe.validation_size(len(dataset.train_labels))
+    split = data.split(dataset, held_out, options.seed, options.limit)
+    if not recipe.steps(len(split.train_labels)) and inputs["epochs"]:
+        raise InvalidInput(
+            f"{len(split.train_labels)} training images make no batch of {recipe.batch_size}",
+            "--limit",
+            "the recipe drops an incomplete batch: give more images",
+        )
+    with workers.use(name) as worker:
+        key = (held_out, options.seed, options.limit)
+        network = worker.build(model, weights.init_weights(model, options.seed))
+        workers.send_data(name, key, lambda: split)
+        with bar(label) if bar else nullcontext() as progress:
+            trained = network.train(seed=options.seed, epochs=inputs["epochs"], progress=progress)
+        say(f"{label}: trained in {trained.seconds:.1f} s, checking")
+        return _check(model, name, network, trained, split, inputs, options)
+
+
+def _take_pretrained(
+    model: Model,
+    name: str,
+    dataset: data.Dataset,
+    inputs: dict[str, Any],
+    options: Options,
+    workers: _Workers,
+    say: Say,
+    bar: Bar | None,
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Give a backend the weights of the package and check it: report and files of its run."""
+    say(f"{model.name} {name}: pretrained weights, checking")
+    values = pretrained.weights(model)
+    split = data.only_test(dataset)
+    with workers.use(name) as worker:
+        network = worker.build(model, values)
+        outputs = network.predict(data.to_float(split.test_images))
+        unknown = {"train": None, "validation": None}
+        trained = Trained(
+            weights=values,
+            best=None,
+            best_epoch=None,
+            accuracy={**unknown, "test": training.accuracy(outputs, split.test_labels)},
+            loss={**unknown, "test": training.cross_entropy(outputs, split.test_labels)},
+            seconds=0.0,
+        )
+        return _check(model, name, network, trained, split, inputs, options)
 
 
 def _why_anew(run: runs.Run, inputs: dict[str, Any], options: Options) -> str | None:
@@ -273,6 +331,10 @@ def _check(
     never = [label for label, count in zip(model.labels, predicted, strict=True) if not count]
     classes = "class" if len(never) == 1 else "classes"
     warnings = [f"never predicted: {classes} {', '.join(never)}"] if never else []
+    if options.pretrained:
+        origin = pretrained.record(model.name)["data"]
+        if origin["sha256"] != inputs["data"]["sha256"]:
+            warnings.append(f"trained on {origin['name']}, tested on {inputs['data']['name']}")
     report = {
         "model": model.name,
         "arguments": dict(model.arguments),
@@ -310,6 +372,8 @@ def _check(
         "versions": inputs["versions"],
         "checks": checked.to_dict(),
     }
+    if options.pretrained:
+        report["pretrained"] = pretrained.record(model.name)
     about = {"model": model.title, "backend": name, "seed": options.seed}
     files = {
         "model.onnx": onnx_bytes,

@@ -11,14 +11,17 @@ from zoo.model import Model
 def model_card(model: Model, report: dict[str, Any]) -> str:
     """The text of a run's README.md. Text from the spec is escaped: it may be anybody's."""
     onnx, data = report["onnx"], report["data"]
+    origin = report.get("pretrained")
+    trained = origin["data"] if origin else data
+    how = f"pretrained, on {report['backend']}" if origin else f"trained by {report['backend']}"
     lines = [
-        f"# {_safe(model.title)}, trained by {report['backend']}",
+        f"# {_safe(model.title)}, {how}",
         "",
         f"{model.parameters:,} parameters, {model.macs:,} multiply-accumulates an image, "
         f"after {_safe(model.document) or 'no document'}.",
         "",
-        f"Trained on {_safe(data['name'])} ({data['train']:,} images, {report['epochs']} epochs, "
-        f"seed {report['seed']}); tested on {data['test']:,} images.",
+        f"Trained on {_safe(trained['name'])} ({trained['train']:,} images, {report['epochs']} epochs, "
+        f"seed {report['seed']}); tested on {data['test']:,} images of {_safe(data['name'])}.",
         "",
         "| | accuracy | loss |",
         "|---|---|---|",

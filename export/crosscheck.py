@@ -34,6 +34,7 @@ from zoo.layers import Dense
 from zoo.model import Model
 from zoo.randomness import raw_bits
 
+JUDGE = "reference"
 UNIT = 2.0**-24  # half the distance of float32 from 1 to the next number
 ABSOLUTE, RELATIVE = 1e-5, 2e-5
 LOGIT_UNITS = 32
@@ -349,8 +350,8 @@ def verify(
         except DataError as error:
             report.verdicts.append(Verdict(name, error=str(error)))
     for name in names:
-        if name == "reference":
-            continue  # it is the judge
+        if name == JUDGE:
+            continue
         with Worker(name, threads) as worker:
             try:
                 network = worker.build(model, weights)
@@ -413,8 +414,14 @@ def check_network(
     judgement: Judgement,
     report: Report,
 ) -> None:
-    """Add the verdicts on a backend's network and on its native export to a report."""
+    """Add the verdicts on a backend's network and on its native export to a report.
+
+    The reference, being the judge, gets none.
+    """
     model = network.model
+    if name == JUDGE:
+        report.verdicts.append(Verdict(native_name(name), skipped="the reference has no ONNX exporter"))
+        return
     report.verdicts.append(examine(name, network, judgement, network.activations))
     witness = native_name(name)
     try:

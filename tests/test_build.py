@@ -264,17 +264,18 @@ def test_finding_weights(framework: str, tmp_path: Path) -> None:
         assert weights.digest(source.weights) == weights.digest(expected)
     assert find(TINY, "init").origin == "initial weights, seed 0"
     with pytest.raises(DataError, match="the run holds another model than cnn-padded"):
-        find("cnn-padded")
+        find("cnn-padded", backend=framework)
+    assert find("cnn-padded").origin == "pretrained"
     with pytest.raises(DataError, match="no pretrained weights"):
         find(TINY, "pretrained")
     with pytest.raises(DataError, match="no run of convnet"):
-        find("convnet", fall_back=False)
+        find("convnet", backend=framework, fall_back=False)
     other = "keras" if framework == "torch" else "torch"
     other_run = Run(tmp_path / "cnn-padded" / other)
     files = {path.name: path.read_bytes() for path in outcome.path.iterdir() if path.name != "manifest.json"}
     with other_run.lock():
         other_run.publish(files, {})
-    with pytest.raises(InvalidInput, match=r"two runs of cnn-padded.*torch or .*keras.*--weights"):
+    with pytest.raises(InvalidInput, match=r"2 runs of cnn-padded.*keras or .*torch.*--weights"):
         find(TINY)
     assert find(TINY, backend=framework).run == outcome.path
 

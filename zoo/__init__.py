@@ -21,8 +21,10 @@ from zoo.registry import get, names
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Model", "__version__", "get", "init_weights", "load_spec", "names"]
-__version__ = "0.1.0"
+    from zoo.pretrained import Pretrained
+
+__all__ = ["Model", "__version__", "get", "init_weights", "load", "load_spec", "names"]
+__version__ = "0.2.0"
 
 
 def init_weights(model: Model, seed: int = 0) -> dict[str, np.ndarray]:
@@ -30,3 +32,13 @@ def init_weights(model: Model, seed: int = 0) -> dict[str, np.ndarray]:
     from zoo import weights
 
     return weights.init_weights(model, seed)
+
+
+def load(name: str) -> Pretrained:
+    """A model with the trained weights that come with the package; see zoo.pretrained.
+
+    >>> model, weights = load("cnn-padded")
+    """
+    from zoo import pretrained
+
+    return pretrained.load(name)

@@ -120,6 +120,12 @@ def split(dataset: Dataset, validation: int, seed: int, limit: int | None = None
     )
 
 
+def only_test(dataset: Dataset) -> Split:
+    """The test images alone, as a split that trains nothing."""
+    none = split(dataset, 0, 0, limit=1)
+    return replace(none, train_images=none.train_images[:0], train_labels=none.train_labels[:0])
+
+
 def load(data: str = "auto", folder: str | Path | None = None, say: Callable[[str], None] = print) -> Dataset:
     """A data set by name ("auto", "mnist", "digits") or by the path of a folder of IDX files.
 
@@ -193,6 +199,10 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 
 def check_fits(model: Model, dataset: Dataset) -> None:
     """Raise InvalidInput if the images or labels of a data set are not what a model takes."""
+    if not model.labels:
+        raise InvalidInput(
+            f"{model.name} has no labels, so there is nothing to train it for or to score", "labels"
+        )
     shape = dataset.train_images.shape[1:]
     if model.input_shape != shape:
         raise InvalidInput(

@@ -165,6 +165,26 @@ class Run:
         return MachineError(f"cannot write: {reason}", error.filename or self.path, "choose another --out")
 
 
+def find(out: Path, model: str, folder: str | None = None) -> Path | None:
+    """The finished run of a model under `out`: the one in `folder`, or the only one there is.
+
+    None if there is none. Raises InvalidInput, listing them, if there are several.
+    """
+    try:
+        children = [child.name for child in (out / model).iterdir()]
+    except OSError:
+        return None
+    names = {name.removeprefix(".").removesuffix(".old").removesuffix(".new") for name in children}
+    runs = [Run(out / model / name) for name in sorted(names) if folder in (None, name)]
+    for run in runs:
+        run.recover()
+    found = [run.path for run in runs if (run.path / MANIFEST).is_file()]
+    if len(found) > 1:
+        listed = " or ".join(str(place) for place in found)
+        raise InvalidInput(f"{len(found)} runs of {model}", listed, "choose one with --weights or --backend")
+    return found[0] if found else None
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write one file that appears whole or not at all; raises MachineError."""
     if not path.name:

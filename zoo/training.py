@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,14 @@ def cross_entropy(outputs: np.ndarray, labels: np.ndarray) -> float:
 def accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:
     """The fraction of rows whose largest output is at their label."""
     return float((outputs.argmax(axis=1) == labels).mean())
+
+
+def interval(accuracy: float, images: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of an accuracy measured on so many images (Wilson, 1927)."""
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    centre = accuracy + z**2 / (2 * images)
+    half = z * math.sqrt(accuracy * (1 - accuracy) / images + z**2 / (4 * images**2))
+    return (centre - half) / (1 + z**2 / images), (centre + half) / (1 + z**2 / images)
 
 
 def train(

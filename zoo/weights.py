@@ -95,9 +95,16 @@ def load(path: str | Path, model: Model) -> Weights:
             raise DataError("no such weights file", path, "give a .safetensors file")
         if path.stat().st_size > LARGEST_FILE:
             raise DataError("weights file is larger than 8 GiB", path)
-        arrays = safetensors.numpy.load(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read the weights: {error.strerror}", path) from None
+    return from_bytes(content, model, path)
+
+
+def from_bytes(content: bytes, model: Model, where: object = "weights") -> Weights:
+    """The weights of a safetensors file's content, checked against the model; raises DataError."""
+    try:
+        arrays = safetensors.numpy.load(content)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"not a sound safetensors file: {error}", path) from None
-    return check(model, arrays, path)
+        raise DataError(f"not a sound safetensors file: {error}", where) from None
+    return check(model, arrays, where)

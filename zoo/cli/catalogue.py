@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from zoo import terminal
 from zoo.cli.options import count, json_option, model_of, next_commands, print_json, shape
 
+if TYPE_CHECKING:
+    from zoo.model import Model
+
 
 @click.command("list", epilog="\b\nExamples:\n  zoo list\n  zoo list --json")
 @click.option("--all", "everything", is_flag=True, help="Also those beyond the documented five.")
 @json_option
 def list_(everything: bool, as_json: bool) -> None:
-    """List the models."""
-    from zoo import registry
+    """List the models, with the test accuracy of the weights that come with the package."""
+    from zoo import pretrained, registry
 
     models = [registry.get(name) for name in registry.names("all" if everything else registry.DOCUMENTED)]
     if as_json:
@@ -28,12 +31,13 @@ def list_(everything: bool, as_json: bool) -> None:
                     "input_shape": list(model.input_shape),
                     "output": model.output,
                     "document": model.document,
+                    "pretrained": pretrained.record(model.name) if pretrained.has(model) else None,
                 }
                 for model in models
             ]
         )
         return
-    header = ("model", "parameters", "MACs", "input", "output", "trained by", "document")
+    header = ("model", "parameters", "MACs", "input", "output", "trained by", "accuracy", "document")
     rows = [
         (
             model.name,
@@ -42,12 +46,25 @@ def list_(everything: bool, as_json: bool) -> None:
             shape(model.input_shape),
             model.output,
             f"{type(model.recipe.optimizer).__name__}, {count(model.recipe.epochs, 'epoch')}",
+            _accuracy(model),
             model.document,
         )
         for model in models
     ]
     click.echo(terminal.table(header, rows))
+    click.echo("\naccuracy: of the pretrained weights on MNIST's test images, +- half the 95 % interval")
     next_commands(["zoo", "show", models[0].name], ["zoo", "build", models[0].name, "--data", "digits"])
+
+
+def _accuracy(model: Model) -> str:
+    """The pretrained weights' test accuracy and half of its interval, in per cent; "" without any."""
+    from zoo import pretrained
+
+    if not pretrained.has(model):
+        return ""
+    record = pretrained.record(model.name)
+    low, high = record["interval"]
+    return f"{record['accuracy']['test']:.2%} +- {(high - low) / 2:.2%}"
 
 
 @click.command(epilog="\b\nExamples:\n  zoo show cnn-padded\n  zoo show cnn-padded:out_1=8 --json")

@@ -23,12 +23,15 @@ from zoo.cli.options import (
     print_json,
 )
 
+WEIGHTS = "[default: pretrained; where none are shipped, the run]"
+
 
 @click.command(
     epilog="""\b
 Examples:
   zoo build --data digits                   everything, in minutes, offline
   zoo build --backend torch                 the five documented CNNs in PyTorch
+  zoo build --pretrained --data digits      no training: the weights of the package
   zoo build convnet-deep cnn-padded:out_1=8 --epochs 1 --limit 10000"""
 )
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
@@ -46,20 +49,21 @@ Examples:
     metavar="[direct|native]",
     help="Publish the spec's own graph, or the framework's export, as model.onnx.",
 )
+@click.option("--pretrained", is_flag=True, help="Take the weights of the package instead of training.")
 @click.option("--device", default="cpu", show_default=True, help="Where to train.")
 @json_option
 def build(models: Sequence[str], backend_names: Sequence[str], as_json: bool, **options: Any) -> None:
     """Train MODELs (all five documented, unless told), export, cross-check, and publish the runs.
 
     A run lands in OUT/MODEL/BACKEND, whole, and only if onnxruntime, the framework and the
-    framework's own export agree with the float64 reference.
+    framework's own export agree with the float64 reference. With --pretrained it needs no framework.
     """
     specs = [model_of(model) for model in models or documented()]
     check_packages()
     from export import build as building
     from export.tables import build_table
 
-    chosen = chosen_backends(backend_names)
+    chosen = chosen_backends(backend_names, needed=not options["pretrained"]) or ["reference"]
     outcomes = building.build(specs, chosen, building.Options(**options), terminal.say, terminal.progress_bar)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if as_json:
@@ -80,12 +84,13 @@ def build(models: Sequence[str], backend_names: Sequence[str], as_json: bool, **
 @click.command(
     epilog="""\b
 Examples:
+  zoo verify cnn-padded
   zoo verify cnn-padded --weights init
   zoo verify runs/cnn-padded/torch --data mnist"""
 )
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @backend_option
-@click.option("--weights", metavar="FILE|RUN|init", help="[default: the run under OUT, else init]")
+@click.option("--weights", metavar="FILE|RUN|pretrained|init", help=WEIGHTS)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the weights with init.")
 @data_option
 @out_option
@@ -138,13 +143,13 @@ def verify(
 @click.command(
     epilog="""\b
 Examples:
-  zoo export cnn-padded --weights runs/cnn-padded/torch -o digits.onnx
+  zoo export cnn-padded -o digits.onnx
   zoo export runs/cnn-padded/keras --exporter native"""
 )
 @click.argument("model")
 @click.option("-o", "--out", "file", type=click.Path(path_type=Path), help="[default: MODEL.onnx]")
 @click.option("--exporter", default="direct", show_default=True, metavar="[direct|native]")
-@click.option("--weights", metavar="FILE|RUN|init", help="[default: the run under RUNS]")
+@click.option("--weights", metavar="FILE|RUN|pretrained|init", help=WEIGHTS)
 @click.option("--backend", "-b", metavar="NAME", help="Whose run, and whose native exporter.")
 @click.option("--runs", type=click.Path(path_type=Path), default="runs", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the weights with init.")

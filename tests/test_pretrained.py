@@ -1,0 +1,163 @@
+"""The weights of the package: that they are what their record says, and that nothing else is loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+
+import zoo
+from export import artifacts, crosscheck
+from export import pretrained as shipping
+from export.graph import serialize, to_onnx
+from zoo import data, pretrained, recipe, training, weights
+from zoo.errors import DataError, InvalidInput
+
+EVERY = pytest.mark.parametrize("name", pretrained.names())
+
+
+@pytest.fixture
+def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the shipped files, which the package then reads."""
+    folder = tmp_path / "pretrained"
+    shutil.copytree(pretrained.FOLDER, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    monkeypatch.setattr(pretrained, "FOLDER", folder)
+    pretrained._index.cache_clear()
+    yield folder
+    pretrained._index.cache_clear()
+
+
+def test_every_documented_model_has_weights() -> None:
+    assert pretrained.names() == zoo.names()
+
+
+@EVERY
+def test_the_record_says_what_the_files_hold(name: str) -> None:
+    model, values = zoo.load(name)
+    record = pretrained.record(name)
+    assert record["weights_sha256"] == weights.digest(values)
+    assert record["recipe"] == json.loads(json.dumps(recipe.to_dict(model.recipe)))
+    assert record["epochs"] == model.recipe.epochs
+    assert record["data"]["test"] == 10_000
+    low, high = record["interval"]
+    assert low < record["accuracy"]["test"] < high
+    # Up to date: `python -m export.pretrained` writes the same bytes again.
+    assert pretrained.onnx(name) == serialize(to_onnx(model, values))
+
+
+@EVERY
+def test_predict_runs_the_onnx_file(name: str, images: np.ndarray) -> None:
+    loaded = zoo.load(name)
+    reference = crosscheck.judge(loaded.model, loaded.weights, images)
+    np.testing.assert_allclose(loaded.predict(images), reference.outputs, rtol=2e-5, atol=1e-5)
+
+
+@EVERY
+@pytest.mark.mnist
+def test_the_recorded_accuracy_is_measured_again(name: str, mnist_folder: Path) -> None:
+    dataset = data.read_folder(mnist_folder, "mnist")
+    loaded = zoo.load(name)
+    outputs = loaded.predict(data.to_float(dataset.test_images))
+    assert training.accuracy(outputs, dataset.test_labels) == loaded.record["accuracy"]["test"]
+
+
+@EVERY
+def test_pretrained_is_the_default_and_passes_the_cross_check(name: str, images: np.ndarray) -> None:
+    source = artifacts.find(name, None, Path("runs"), 0, print)
+    assert source.origin == "pretrained"
+    report = crosscheck.verify(source.model, source.weights, [], images, files=source.files)
+    assert report.passed
+    assert f"pretrained {name}.onnx" in [verdict.witness for verdict in report.verdicts]
+
+
+def test_a_variant_has_none() -> None:
+    model = zoo.get("cnn-padded", out_1=8)
+    assert not pretrained.has(model)
+    with pytest.raises(DataError, match="no pretrained weights of cnn-padded:out_1=8 are shipped"):
+        zoo.load("cnn-padded:out_1=8")
+    with pytest.raises(DataError, match="no pretrained weights"):
+        artifacts.find("cnn-padded:out_1=8", "pretrained", Path("runs"), 0, print)
+    with pytest.raises(InvalidInput, match="did you mean 'cnn-padded'"):
+        pretrained.record("cnn-paded")
+
+
+@pytest.mark.parametrize("what", ["weights", "onnx"])
+def test_an_altered_file_is_refused(what: str, copy: Path) -> None:
+    path = copy / pretrained.record("lenet-dropout")[what]["file"]
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(DataError, match="altered after it was shipped"):
+        pretrained.read("lenet-dropout", what)
+    path.unlink()
+    with pytest.raises(DataError, match="install the package again"):
+        pretrained.read("lenet-dropout", what)
+
+
+def test_a_damaged_list_is_refused(copy: Path) -> None:
+    (copy / pretrained.INDEX).write_text("{")
+    with pytest.raises(DataError, match="list of pretrained weights"):
+        pretrained.names()
+
+
+def test_exporting_again_changes_nothing(copy: Path) -> None:
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    shipping.export_again(copy)
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+
+
+def test_only_documented_runs_are_shipped(tmp_path: Path, framework: str) -> None:
+    from export.build import Options, build
+
+    build([zoo.get("convnet")], [framework], Options(data="digits", epochs=0, out=tmp_path), print)
+    (tmp_path / "convnet" / framework).rename(tmp_path / "convnet" / "run")
+    (tmp_path / "convnet" / "run").rename(tmp_path / "convnet" / shipping.BACKEND)
+    with pytest.raises(InvalidInput, match="not the documented recipe on the whole of MNIST"):
+        shipping.ship(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(("accuracy", "images"), [(0.9892, 10_000), (0.5, 10), (1.0, 297), (0.0, 5)])
+def test_the_interval_is_wilsons(accuracy: float, images: int) -> None:
+    """Its ends are the accuracies p from which the measured one is z standard errors away."""
+    z = NormalDist().inv_cdf(0.975)
+    for p in training.interval(accuracy, images):
+        assert math.isclose((accuracy - p) ** 2, z**2 * p * (1 - p) / images, abs_tol=1e-12)
+
+
+def test_build_pretrained_without_any_framework(tmp_path: Path) -> None:
+    from export.build import Options, build
+
+    options = Options(data="digits", out=tmp_path, pretrained=True)
+    (outcome,) = build([zoo.get("lenet-dropout")], ["reference"], options, print)
+    assert outcome.error is None
+    assert outcome.report is not None
+    assert outcome.report["pretrained"] == pretrained.record("lenet-dropout")
+    assert outcome.report["data"]["train"] == 0
+    assert "trained on mnist, tested on digits" in outcome.report["warnings"]
+    assert (outcome.path / "model.onnx").read_bytes() == pretrained.onnx("lenet-dropout")
+    (again,) = build([zoo.get("lenet-dropout")], ["reference"], options, print)
+    assert again.up_to_date
+
+
+def test_build_pretrained_on_a_backend(tmp_path: Path, framework: str) -> None:
+    from export.build import Options, build
+
+    options = Options(data="digits", out=tmp_path, pretrained=True)
+    (outcome,) = build([zoo.get("lenet-dropout")], [framework], options, print)
+    assert outcome.error is None
+    assert (outcome.path / "model.onnx").read_bytes() == pretrained.onnx("lenet-dropout")
+    assert (outcome.path / "native.onnx").is_file()
+    (variant,) = build([zoo.get("cnn-padded", out_1=8)], [framework], options, print)
+    assert "no pretrained weights" in str(variant.error)
+
+
+@pytest.mark.parametrize("option", [{"epochs": 1}, {"limit": 10}, {"seed": 1}])
+def test_pretrained_does_not_train(option: dict[str, int]) -> None:
+    from export.build import Options
+
+    with pytest.raises(InvalidInput, match="--pretrained does not train"):
+        Options(pretrained=True, **option)  # type: ignore[arg-type]
