@@ -20,7 +20,7 @@ import numpy as np
 import backends
 import zoo
 from backends.client import RemoteNetwork, Worker
-from export import crosscheck
+from export import crosscheck, events
 from export.card import model_card
 from zoo import data, machine, pretrained, runs, training, weights
 from zoo.errors import CheckFailed, DataError, InvalidInput, MachineError, NotSupported, ZooError
@@ -39,7 +39,7 @@ class Options:
     data: "auto", "mnist", "digits" or a folder. epochs: None for the recipe's own. limit: the
     first so many training images after the split. exporter: which graph is published as
     model.onnx, the spec's ("direct") or the framework's own ("native"). pretrained: take the
-    weights of the package instead of training.
+    weights of the package instead of training. tensorboard: write event files into the run as well.
     """
 
     data: str = "auto"
@@ -52,6 +52,7 @@ class Options:
     exporter: str = "direct"
     device: str = "cpu"
     pretrained: bool = False
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         trained = {"--epochs": self.epochs, "--limit": self.limit, "--seed": self.seed or None}
@@ -113,6 +114,8 @@ def build(
         raise InvalidInput(
             f"two models called {twice[0]} would share a folder", str(options.out), "build them apart"
         )
+    if options.tensorboard:
+        events.require()
     dataset = data.load(options.data, options.data_dir, say)
     identity = dataset.sha256
     outcomes = []
@@ -128,6 +131,8 @@ def build(
                         raise DataError(f"no pretrained weights of {model.title} are shipped", "--pretrained")
                     inputs = _inputs(model, name, dataset, identity, options)
                     _build_one(model, name, dataset, inputs, options, outcome, workers, say, bar)
+                    if options.tensorboard:
+                        events.write(path)
                 except ZooError as error:
                     outcome.error = error
                     say(f"{model.name} {name}: {error}")

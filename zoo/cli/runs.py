@@ -50,6 +50,7 @@ Examples:
     help="Publish the spec's own graph, or the framework's export, as model.onnx.",
 )
 @click.option("--pretrained", is_flag=True, help="Take the weights of the package instead of training.")
+@click.option("--tensorboard", is_flag=True, help="Write TensorBoard's event files into each run.")
 @click.option("--device", default="cpu", show_default=True, help="Where to train.")
 @json_option
 def build(models: Sequence[str], backend_names: Sequence[str], as_json: bool, **options: Any) -> None:
@@ -72,11 +73,14 @@ def build(models: Sequence[str], backend_names: Sequence[str], as_json: bool, **
         click.echo(build_table(outcomes))
         done = next((outcome for outcome in outcomes if outcome.error is None), None)
         if done:
-            next_commands(
+            further = [
                 ["zoo", "verify", str(done.path)],
                 ["zoo", "export", str(done.path), "-o", f"{done.model}.onnx"],
-                ["cat", str(done.path / "README.md")],
-            )
+                ["zoo", "report", str(options["out"])],
+            ]
+            if options["tensorboard"]:
+                further.append(["tensorboard", "--logdir", str(options["out"])])
+            next_commands(*further)
     if failed and failed[0].error is not None:
         sys.exit(failed[0].error.code)
 
