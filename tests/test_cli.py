@@ -64,9 +64,10 @@ def test_show(run) -> None:
     data = run("show", "cnn-padded:out_1=8", "--json").json
     assert data["name"] == "cnn-padded"
     assert data["parameters"] == zoo.get("cnn-padded", out_1=8).parameters
-    assert data["layers"][0] == {
+    expected = {
         "path": "conv1", "kind": "conv", "type": "Conv2d", "output_shape": [8, 28, 28], "parameters": 208, "macs": 156800,
     }  # fmt: skip
+    assert data["layers"][0] | expected == data["layers"][0]
     assert data["layers"][-1]["output_shape"] == [10]
     assert data["recipe"]["optimizer"]["learning_rate"] == 0.1
 
@@ -150,6 +151,7 @@ BAD = {
         "unknown backend 'bogus'",
     ),
     "a name that is too long": (["verify", "x" * 300, "--data", "digits"], 2, "unknown model"),
+    "no such shell": (["completion", "bsh"], 2, "unknown shell 'bsh'; did you mean 'bash'"),
     "no such ONNX file": (["show", "none.onnx"], 4, "no such ONNX file"),
 }
 
@@ -448,10 +450,35 @@ def test_the_progress_bar_shows_loss_rate_and_time_left(
     assert capsys.readouterr().err == ""
 
 
-def test_completion_is_offered() -> None:
-    env = {**os.environ, "_ZOO_COMPLETE": "bash_complete", "COMP_WORDS": "zoo bu", "COMP_CWORD": "1"}
+COMPLETED = {
+    ("zoo", "bu"): ["plain,build"],
+    ("zoo", "show", "conv"): ["plain,convnet", "plain,convnet-small", "plain,convnet-deep"],
+    ("zoo", "show", "./x"): ["file,./x"],
+    ("zoo", "build", "--backend", "t"): ["plain,torch"],
+    ("zoo", "build", "--data", "d"): ["plain,digits"],
+    ("zoo", "build", "--data", "/"): ["dir,/"],
+    ("zoo", "plot", "cnn-padded", "mis"): ["plain,mistakes"],
+    ("zoo", "completion", ""): ["plain,bash", "plain,zsh", "plain,fish"],
+}
+
+
+@pytest.mark.parametrize("words", COMPLETED, ids=" ".join)
+def test_completion(words: tuple[str, ...]) -> None:
+    env = {
+        **os.environ,
+        "_ZOO_COMPLETE": "bash_complete",
+        "COMP_WORDS": " ".join(words),
+        "COMP_CWORD": str(len(words) - 1),
+    }
     script = "import sys; sys.argv = ['zoo']; from zoo.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False
     )
-    assert "plain,build" in done.stdout
+    assert done.stdout.split() == COMPLETED[words], done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_completion_script_is_printed(shell: str, run) -> None:
+    result = run("completion", shell)
+    assert result.code == 0
+    assert f"_ZOO_COMPLETE={shell}_complete" in result.out

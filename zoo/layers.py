@@ -38,6 +38,13 @@ class Weight(NamedTuple):
     shape: Shape
     fan_in: int
 
+    @property
+    def formula(self) -> str:
+        """How many numbers these are: "32 x (1 x 3 x 3)" for (32, 1, 3, 3), "10 x 1568", "10"."""
+        outputs, *inputs = map(str, self.shape)
+        each = " x ".join(inputs)
+        return " x ".join(filter(None, (outputs, f"({each})" if len(inputs) > 1 else each)))
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -57,6 +64,10 @@ class Layer:
     def macs(self, input_shape: Shape) -> int:
         """Multiply-accumulate operations for one input, biases not counted."""
         return 0
+
+    def window(self) -> tuple[Pair, Pair] | None:
+        """(kernel, stride) of the inputs that one output sees; None if it sees every position."""
+        return (1, 1), (1, 1)
 
 
 @dataclass(frozen=True)
@@ -139,6 +150,9 @@ class Conv2d(Layer):
     def macs(self, input_shape: Shape) -> int:
         return prod(self.output_shape(input_shape)) * input_shape[0] * prod(self.kernel)
 
+    def window(self) -> tuple[Pair, Pair] | None:
+        return self.kernel, self.stride
+
 
 @dataclass(frozen=True)
 class ReLU(Layer):
@@ -177,6 +191,9 @@ class _Pool2d(Layer):
             _slide(kind, "height", height, self.size[0], self.stride[0]),
             _slide(kind, "width", width, self.size[1], self.stride[1]),
         )
+
+    def window(self) -> tuple[Pair, Pair] | None:
+        return self.size, self.stride
 
 
 @dataclass(frozen=True, init=False)
@@ -242,6 +259,9 @@ class Dense(Layer):
     def macs(self, input_shape: Shape) -> int:
         return self.units * input_shape[0]
 
+    def window(self) -> tuple[Pair, Pair] | None:
+        return None
+
 
 @dataclass(frozen=True)
 class Softmax(Layer):
@@ -253,6 +273,9 @@ class Softmax(Layer):
         if len(input_shape) != 1:
             raise InvalidSpec(f"takes a vector, not {input_shape}", "Softmax", "put a Flatten before it")
         return input_shape
+
+    def window(self) -> tuple[Pair, Pair] | None:
+        return None
 
 
 LAYERS: dict[str, type[Layer]] = {

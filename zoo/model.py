@@ -47,6 +47,11 @@ class Node(NamedTuple):
         return sum(prod(weight.shape) for weight in self.layer.weights(self.input_shape))
 
     @property
+    def formula(self) -> str:
+        """How `parameters` comes about: "32 x (1 x 3 x 3) + 32"; "" without any."""
+        return " + ".join(weight.formula for weight in self.layer.weights(self.input_shape))
+
+    @property
     def macs(self) -> int:
         """Multiply-accumulate operations for one image."""
         return self.layer.macs(self.input_shape)
@@ -56,7 +61,8 @@ class Node(NamedTuple):
 class Model:
     """A convolutional network: what it is, how it is trained, where it is documented.
 
-    input_shape: (C, H, W). layers: applied in order. labels: the class of each output.
+    input_shape: (C, H, W). layers: applied in order. labels: the class of each output; none for a
+    model that does not classify, whose result is the last layer's output, an image or a vector.
     document: the source text. notes: one sentence per departure or inconsistency of the document.
     arguments: the parameters with which a registered model was made, such as (("out_1", 8),).
     Raises InvalidSpec, with the shapes up to the failing layer, if the layers do not fit together.
@@ -76,7 +82,7 @@ class Model:
         for layer in self.layers:
             if layer.name is not None:
                 check_name(layer.name, "layer name")
-                if layer.name in RESERVED:
+                if layer.name in (*RESERVED, self.output):
                     raise InvalidSpec(f"{layer.name!r} is reserved", "layer name", "choose another name")
         if not self.layers:
             raise InvalidSpec("a model needs at least one layer", "layers")
@@ -84,10 +90,10 @@ class Model:
             raise InvalidSpec(f"{len(self.layers):,} layers, at most {MOST_LAYERS:,} are accepted", "layers")
         if len(self.input_shape) != 3 or any(type(n) is not int or n < 1 for n in self.input_shape):
             raise InvalidSpec(f"{self.input_shape!r} is not (channels, height, width)", "input_shape")
-        classes = self._nodes[-1].output_shape
-        if classes != (len(self.labels),):
+        given = self.output_shape  # walks the layers, whether or not anything has to match
+        if self.labels and given != (len(self.labels),):
             raise InvalidSpec(
-                f"the last layer gives {classes}, but there are {len(self.labels)} labels",
+                f"the last layer gives {given}, but there are {len(self.labels)} labels",
                 "layers",
                 f"shapes: {_trace(self.input_shape, self._nodes)}",
             )
@@ -138,8 +144,16 @@ class Model:
         return sum(node.macs for node in self._nodes)
 
     @property
+    def output_shape(self) -> Shape:
+        """The shape that the last layer gives: (classes,), or any shape without labels."""
+        return self._nodes[-1].output_shape
+
+    @property
     def output(self) -> str:
-        """What the last layer gives: "probabilities" after a Softmax, else "logits"."""
+        """What the last layer gives: "probabilities" after a Softmax, else "logits"; "features"
+        where there are no labels."""
+        if not self.labels:
+            return "features"
         return "probabilities" if isinstance(self.layers[-1], Softmax) else "logits"
 
     @property
@@ -339,3 +353,29 @@ def iter_weights(model: Model) -> Iterator[tuple[str, layer_language.Weight]]:
     for node in model.walk():
         for weight in node.layer.weights(node.input_shape):
             yield f"{node.path}.{weight.name}", weight
+
+
+def receptive_fields(model: Model) -> dict[str, tuple[int, int]]:
+    """(height, width) of the part of the image that one output of each layer depends on, by path.
+
+    A window of `kernel` inputs at a stride grows the field by (kernel - 1) * jump and multiplies the
+    jump, the distance in the image between neighbouring outputs, by the stride; both start at 1
+    (Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks", 2019).
+    A dense layer is a window over all positions of the map before it. Padding counts like the
+    image, but no field is larger than the image.
+    """
+    limit = model.input_shape[1:]
+    size, jump, positions = [1, 1], [1, 1], list(limit)
+    found: dict[str, tuple[int, int]] = {}
+    for node in model.walk():
+        window = node.layer.window()
+        kernel, stride = window or (positions, (1, 1))
+        for axis in (0, 1):
+            size[axis] += (kernel[axis] - 1) * jump[axis]
+            jump[axis] *= stride[axis]
+        if window is None:
+            positions = [1, 1]
+        elif len(node.output_shape) == 3:
+            positions = list(node.output_shape[1:])
+        found[node.path] = (min(size[0], limit[0]), min(size[1], limit[1]))
+    return found

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from zoo import terminal
-from zoo.cli.options import count, json_option, model_of, next_commands, print_json, shape
+from zoo.cli.options import (
+    check_packages,
+    complete_model,
+    count,
+    json_option,
+    model_of,
+    next_commands,
+    print_json,
+    shape,
+)
+from zoo.errors import InvalidInput
 
 if TYPE_CHECKING:
     from zoo.model import Model
@@ -67,55 +78,131 @@ def _accuracy(model: Model) -> str:
     return f"{record['accuracy']['test']:.2%} +- {(high - low) / 2:.2%}"
 
 
-@click.command(epilog="\b\nExamples:\n  zoo show cnn-padded\n  zoo show cnn-padded:out_1=8 --json")
-@click.argument("model")
+@click.command(
+    epilog="""\b
+Examples:
+  zoo show cnn-padded
+  zoo show cnn-padded:out_1=8 --json
+  zoo show convnet-deep --diagram dot -o convnet-deep.dot
+  zoo show lenet-dropout --code torch -o net.py"""
+)
+@click.argument("model", shell_complete=complete_model)
+@click.option(
+    "--diagram",
+    is_flag=False,
+    flag_value="mermaid",
+    metavar="[mermaid|dot]",
+    help="Print a picture's source instead [default: mermaid].",
+)
+@click.option(
+    "--code",
+    "language",
+    metavar="[torch|keras|numpy]",
+    help="Print a program that computes the same, without the zoo.",
+)
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Write picture or program to this file.")
 @json_option
-def show(model: str, as_json: bool) -> None:
-    """Show the layers, recipe and notes of MODEL.
+def show(model: str, diagram: str | None, language: str | None, out: Path | None, as_json: bool) -> None:
+    """Show the layers, recipe and notes of MODEL, a picture of it, or a program.
 
     MODEL is a name of `zoo list` (cnn-padded:out_1=8 sets a parameter), a spec.json, a run folder
-    or an ONNX file of the zoo.
+    or an ONNX file of the zoo. The program runs on its own with the weights file of a run, and gives
+    bit for bit what the backend gives.
     """
     spec = model_of(model)
-    nodes = spec.walk()
-    if as_json:
-        layers = [
-            {
-                "path": node.path,
-                "kind": node.layer.kind,
-                "type": type(node.layer).__name__,
-                "output_shape": list(node.output_shape),
-                "parameters": node.parameters,
-                "macs": node.macs,
-            }
-            for node in nodes
-        ]
-        rest = {key: value for key, value in spec.to_dict().items() if key != "layers"}
-        print_json(
-            {
-                "name": spec.name,
-                "parameters": spec.parameters,
-                "macs": spec.macs,
-                "output": spec.output,
-                "layers": layers,
-                **rest,
-            }
+    if diagram and language:
+        raise InvalidInput("--diagram and --code together", "", "ask for one of them")
+    if language:
+        check_packages()
+        from export import code
+
+        _give(spec, language, code.program(spec, language), out, as_json)
+        if out and not as_json:
+            next_commands(["python", str(out), "weights.safetensors", "images.npy"])
+    elif diagram:
+        from zoo.diagram import draw
+
+        _give(spec, diagram, draw(spec, diagram), out, as_json)
+    elif out:
+        raise InvalidInput("--out needs --diagram or --code", "", "without them, redirect the output")
+    elif as_json:
+        print_json(_described(spec))
+    else:
+        _print_tables(spec)
+        next_commands(
+            ["zoo", "build", model, "--data", "digits"],
+            ["zoo", "plot", model, "kernels"],
+            ["zoo", "show", model, "--code", "torch"],
         )
-        return
+
+
+def _give(spec: Model, language: str, text: str, out: Path | None, as_json: bool) -> None:
+    """Print a picture's or program's source, or write it to a file."""
+    if out:
+        from zoo.runs import write_atomically
+
+        write_atomically(out, text.encode())
+    if as_json:
+        print_json({"name": spec.name, "language": language, "code": text})
+    else:
+        click.echo(f"wrote {out}\n" if out else text, nl=False)
+
+
+def _described(spec: Model) -> dict[str, Any]:
+    """The model as JSON data, with what follows from its layers."""
+    from zoo.model import receptive_fields
+
+    seen = receptive_fields(spec)
+    layers = [
+        {
+            "path": node.path,
+            "kind": node.layer.kind,
+            "type": type(node.layer).__name__,
+            "output_shape": list(node.output_shape),
+            "parameters": node.parameters,
+            "macs": node.macs,
+            "input_shape": list(node.input_shape),
+            "formula": node.formula,
+            "share": node.parameters / max(1, spec.parameters),
+            "receptive_field": list(seen[node.path]),
+        }
+        for node in spec.walk()
+    ]
+    rest = {key: value for key, value in spec.to_dict().items() if key != "layers"}
+    return {
+        "name": spec.name,
+        "parameters": spec.parameters,
+        "macs": spec.macs,
+        "output": spec.output,
+        "layers": layers,
+        **rest,
+    }
+
+
+def _print_tables(spec: Model) -> None:
+    from zoo.model import receptive_fields
+
     click.echo(f"{spec.title}: {spec.parameters:,} parameters, {spec.macs:,} multiply-accumulates an image")
     click.echo(f"document: {spec.document or 'none'}\n")
-    rows = [("image", "", shape(spec.input_shape), "", "")]
-    rows += [
-        (
-            node.path,
-            fields_of(node.layer),
-            shape(node.output_shape),
-            f"{node.parameters:,}" if node.parameters else "",
-            f"{node.macs:,}" if node.macs else "",
-        )
-        for node in nodes
-    ]
-    click.echo(terminal.table(("layer", "", "output", "parameters", "MACs"), rows))
+    header = ("layer", "", "output", "parameters", "", "share", "MACs", "receptive\nfield")
+    rows = [("image", "", shape(spec.input_shape), "", "", "", "", "")]
+    seen = receptive_fields(spec)
+    for node in spec.walk():
+        parameters = ("", "", "")
+        if node.parameters:
+            share = f"{100 * node.parameters / spec.parameters:.1f} %"
+            parameters = (f"{node.parameters:,}", f"= {node.formula}", share)
+        macs, field = f"{node.macs:,}" if node.macs else "", shape(seen[node.path])
+        rows.append((node.path, fields_of(node.layer), shape(node.output_shape), *parameters, macs, field))
+    all_of_them = "100 %" if spec.parameters else ""
+    total = ("total", "", "", f"{spec.parameters:,}", "", all_of_them, f"{spec.macs:,}", "")
+    lines = terminal.table(header, [*rows, total]).splitlines()
+    rule = next(line for line in lines if line.startswith("--"))
+    click.echo("\n".join([*lines[:-1], rule, lines[-1]]))
+    click.echo(
+        "\nreceptive field: the part of the image that one output depends on. Each window adds\n"
+        "(kernel - 1) x jump and multiplies the jump by its stride; a dense layer takes all positions."
+    )
     recipe = spec.recipe
     click.echo(
         f"\nrecipe: {fields_of(recipe.optimizer)}; batch {recipe.batch_size}, "
@@ -126,7 +213,6 @@ def show(model: str, as_json: bool) -> None:
     )
     for note in spec.notes:
         click.echo(click.wrap_text(note, 98, "note: ", "      "))
-    next_commands(["zoo", "build", model, "--data", "digits"])
 
 
 def fields_of(layer: Any) -> str:

@@ -11,7 +11,35 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from zoo.model import Model
+
+
+def complete_model(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    """Names of models for the shell; where none fits, files and folders."""
+    from click.shell_completion import CompletionItem
+
+    from zoo import registry
+
+    fitting = [name for name in registry.names("all") if name.startswith(typed)]
+    return [CompletionItem(name) for name in fitting] or [CompletionItem(typed, type="file")]
+
+
+def complete_backend(context: click.Context, parameter: click.Parameter, typed: str) -> list[str]:
+    """Names of backends for the shell."""
+    check_packages()
+    import backends
+
+    return [name for name in (*backends.names(), "all") if name.startswith(typed)]
+
+
+def complete_data(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    """Names of data sets for the shell; where none fits, folders."""
+    from click.shell_completion import CompletionItem
+
+    fitting = [name for name in ("auto", "mnist", "digits") if name.startswith(typed)]
+    return [CompletionItem(name) for name in fitting] or [CompletionItem(typed, type="dir")]
 
 
 def json_option(function: Any) -> Any:
@@ -29,6 +57,7 @@ def data_option(function: Any) -> Any:
     return click.option(
         "--data",
         default="auto",
+        shell_complete=complete_data,
         show_default=True,
         help="auto, mnist, digits, or a folder of IDX files.",
     )(function)
@@ -52,6 +81,7 @@ def backend_option(function: Any) -> Any:
         "backend_names",
         multiple=True,
         metavar="NAME",
+        shell_complete=complete_backend,
         help="torch, keras, or all; may be repeated [default: all installed].",
     )(function)
 

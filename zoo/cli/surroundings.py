@@ -9,6 +9,9 @@ import click
 
 from zoo import __version__, terminal
 from zoo.cli.options import check_packages, json_option, next_commands, print_json, shape
+from zoo.errors import InvalidInput, nearest
+
+SHELLS = ("bash", "zsh", "fish")
 
 
 @click.command(epilog="\b\nExamples:\n  zoo data\n  zoo data mnist")
@@ -82,3 +85,24 @@ def env(as_json: bool) -> None:
     ]
     click.echo(terminal.table(("backend", "installed", "versions", "to install"), rows))
     next_commands(["zoo", "list"])
+
+
+def _complete_shell(context: click.Context, parameter: click.Parameter, typed: str) -> list[str]:
+    return [shell for shell in SHELLS if shell.startswith(typed)]
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  eval "$(zoo completion bash)"                                    in ~/.bashrc
+  zoo completion fish > ~/.config/fish/completions/zoo.fish"""
+)
+@click.argument("shell", metavar="[bash|zsh|fish]", shell_complete=_complete_shell)
+def completion(shell: str) -> None:
+    """Print the script that completes commands, options, models and plots in SHELL."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise InvalidInput(f"unknown shell {shell!r}", "", nearest(shell, SHELLS))
+    click.echo(kind(click.get_current_context().find_root().command, {}, "zoo", "_ZOO_COMPLETE").source())
