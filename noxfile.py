@@ -9,8 +9,9 @@ import os
 import nox
 
 nox.options.default_venv_backend = "uv|virtualenv"
-nox.options.sessions = ["lint", "types", "bare", "torch", "keras", "cross"]
+nox.options.sessions = ["lint", "types", "bare", "torch", "keras", "cross", "notebooks"]
 nox.options.error_on_missing_interpreters = True
+NEITHER = "not cross and not full_mnist and not notebooks"  # tests that are sessions of their own
 
 
 def _test(session: nox.Session, *arguments: str, backends: str) -> None:
@@ -39,36 +40,52 @@ def types(session: nox.Session) -> None:
 @nox.session
 def bare(session: nox.Session) -> None:
     """Everything that works with no framework installed, and what is said about the others."""
-    session.install("-e", ".", "pytest")
-    _test(session, "-m", "not cross and not full_mnist", backends="")
+    session.install("-e", ".[tensorboard]", "pytest", "scikit-image")
+    _test(session, "-m", NEITHER, backends="")
 
 
 @nox.session
 def torch(session: nox.Session) -> None:
     """PyTorch alone."""
-    session.install("-e", ".[torch]", "pytest")
-    _test(session, "-m", "not cross and not full_mnist", backends="torch")
+    session.install("-e", ".[torch]", "pytest", "scipy")
+    _test(session, "-m", NEITHER, backends="torch")
 
 
 @nox.session
 def keras(session: nox.Session) -> None:
     """Keras on TensorFlow alone."""
-    session.install("-e", ".[keras]", "pytest")
-    _test(session, "-m", "not cross and not full_mnist", backends="keras")
+    session.install("-e", ".[keras]", "pytest", "scipy")
+    _test(session, "-m", NEITHER, backends="keras")
 
 
 @nox.session
 def cross(session: nox.Session) -> None:
     """Both frameworks, each in its own process, against each other; Keras' other engines."""
-    session.install("-e", ".[all]", "jax", "pytest")
+    session.install("-e", ".[all]", "jax", "pytest", "scipy")
     _test(session, "-m", "cross", backends="torch,keras")
+
+
+@nox.session
+def notebooks(session: nox.Session) -> None:
+    """The notebooks of examples/, run from the first cell to the last."""
+    session.install("-e", ".[torch,tensorboard]", "ipykernel", "nbclient", "nbformat", "pytest", "scipy")
+    _test(session, "-m", "notebooks", backends="torch")
 
 
 @nox.session(default=False)
 def mnist(session: nox.Session) -> None:
     """The documented recipes in full on MNIST (ZOO_DATA), both backends: about ten minutes."""
-    session.install("-e", ".[all]", "pytest")
+    session.install("-e", ".[all]", "pytest", "scipy")
     _test(session, "-m", "full_mnist", backends="torch,keras")
+
+
+@nox.session(default=False)
+def pretrained(session: nox.Session) -> None:
+    """Train the documented recipes on MNIST (ZOO_DATA) and write zoo/pretrained anew."""
+    session.install("-e", ".[torch]")
+    runs = session.create_tmp()
+    session.run("zoo", "build", "--backend", "torch", "--data", "mnist", "--out", runs)
+    session.run("python", "-m", "export.pretrained", runs)
 
 
 @nox.session(default=False)

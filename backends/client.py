@@ -72,6 +72,7 @@ class Worker:
             "OMP_WAIT_POLICY": "PASSIVE",
             **os.environ,
             "KERAS_HOME": self._home,
+            "MPLCONFIGDIR": self._home,  # keras imports matplotlib where there is one
             "KERAS_BACKEND": engine or "tensorflow",
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),

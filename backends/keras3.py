@@ -1,8 +1,9 @@
 """Keras 3: one rule per layer, written against `keras` alone, so any of its engines will do.
 
 Layout knowledge lives here and nowhere else. Keras computes on (N, H, W, C); a Permute at the
-input and one before each Flatten keep the outside NCHW, so that dense weights have the same rows
-as everywhere else and the exported graph has no Transpose between its layers.
+input, one before each Flatten and one after a last layer that gives an image keep the outside NCHW,
+so that dense weights have the same rows as everywhere else and the exported graph has no Transpose
+between its layers.
 
 Keras' own Adam and RMSprop put epsilon elsewhere than the documents' framework does, and its
 cross-entropy undoes a softmax in front of it; the optimisers and the loss below follow the
@@ -323,11 +324,13 @@ class KerasNetwork:
         checked = check(model, weights)
         with _precision(dtype):
             image = keras.Input(model.input_shape, name="image", dtype=dtype)
-            x = keras.layers.Permute(TO_NHWC, name="to_nhwc", dtype=dtype)(image)
+            x = keras.layers.Permute(TO_NHWC, name="image.nhwc", dtype=dtype)(image)
             self._outputs = {}
             for node in model.walk():
                 x = lower(node.layer, x, node.path, dtype)
                 self._outputs[node.path] = x
+            if len(model.output_shape) == 3:
+                x = keras.layers.Permute(TO_NCHW, name="features.nchw", dtype=dtype)(x)
             self.network = keras.Model(image, x, name=model.name)
         self._inner: Any = None
         self._rule: _Rule | None = None
@@ -347,7 +350,7 @@ class KerasNetwork:
             variable.assign(np.ascontiguousarray(weights[name].transpose(axes)).astype(self.dtype))
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """(N, classes) in the network's dtype."""
+        """(N, *model.output_shape) in the network's dtype."""
         with _precision(self.dtype):
             images = images.astype(self.dtype)
             return np.asarray(self.network.predict(images, batch_size=CHUNK, verbose=0))

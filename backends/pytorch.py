@@ -33,7 +33,7 @@ from zoo.layers import (
     Softmax,
 )
 from zoo.machine import version
-from zoo.model import Model
+from zoo.model import Model, iter_weights
 from zoo.network import OnStep
 from zoo.recipe import SGD, Adam, Optimizer, Recipe, RMSprop
 from zoo.weights import check
@@ -182,7 +182,7 @@ class TorchNetwork:
         self.model = model
         self.dtype = DTYPES[dtype]
         with torch.random.fork_rng(devices=[]):  # torch draws initial values; nobody's seed moves
-            modules = OrderedDict((n.path, lower(n.layer, n.input_shape)) for n in model.walk())
+            modules = OrderedDict((_attribute(n.path), lower(n.layer, n.input_shape)) for n in model.walk())
         self.module = nn.Sequential(modules).to(self.dtype).eval()
         # Measured on two cores: pooling in channels_last trains 1.2 to 1.3 times as fast, while
         # networks of wide convolutions alone lose 10 to 15 % to the reordering before Flatten.
@@ -196,10 +196,11 @@ class TorchNetwork:
         self._load(check(model, weights))
 
     def _load(self, weights: Mapping[str, np.ndarray]) -> None:
-        self.module.load_state_dict({k: torch.tensor(v, dtype=self.dtype) for k, v in weights.items()})
+        tensors = {name: torch.tensor(array, dtype=self.dtype) for name, array in weights.items()}
+        self.module.load_state_dict({_attribute(name): tensor for name, tensor in tensors.items()})
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """(N, classes) in the network's dtype."""
+        """(N, *model.output_shape) in the network's dtype."""
         self.module.eval()
         with torch.inference_mode():
             parts = [self.module(self._tensor(chunk)).numpy() for chunk in _chunks(images)]
@@ -219,9 +220,10 @@ class TorchNetwork:
 
     def weights(self) -> dict[str, np.ndarray]:
         """The current weights, float32 (or float64 where the network is)."""
+        state = self.module.state_dict()
         return {
-            name: tensor.detach().contiguous().numpy().copy()
-            for name, tensor in self.module.state_dict().items()
+            name: state[_attribute(name)].detach().contiguous().numpy().copy()
+            for name, _ in iter_weights(self.model)
         }
 
     def export_native(self, path: str | Path) -> None:
@@ -318,6 +320,12 @@ class TorchNetwork:
 
 def _chunks(images: np.ndarray) -> list[np.ndarray]:
     return [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
+
+
+def _attribute(name: str) -> str:
+    """A path, or a weight's name, as torch can hold it: nn.Module has methods called train, half, ..."""
+    path, dot, weight = name.partition(".")
+    return f"{path}_{dot}{weight}" if hasattr(nn.Sequential, path) or path == "training" else name
 
 
 class TorchBackend:

@@ -139,7 +139,7 @@ class ReferenceNetwork:
             yield images[start : start + size]
 
     def predict(self, images: Array) -> Array:
-        """float64 (N, classes)."""
+        """float64 (N, *model.output_shape)."""
         return np.concatenate([dict(self.run(chunk))[self._last] for chunk in self.chunks(images)])
 
     def activations(self, images: Array) -> dict[str, Array]:

@@ -195,7 +195,7 @@ def export(source: Source, target: Target, images: np.ndarray) -> dict[str, Any]
         "exporter": f"native {name}" if name else "direct",
         "opset": onnx.load_from_string(content).opset_import[0].version,
         "input": f"image float32 [batch, {', '.join(map(str, model.input_shape))}], pixels in [0, 1]",
-        "output": f"{model.output} float32 [batch, {len(model.labels)}]",
+        "output": f"{model.output} float32 [batch, {', '.join(map(str, model.output_shape))}]",
         "check": f"{witness.output} on {len(images):,} images",
         "example": card.usage(str(target.path), model),
     }

@@ -20,7 +20,7 @@ import numpy as np
 import backends
 import zoo
 from backends.client import RemoteNetwork, Worker
-from export import crosscheck, events
+from export import crosscheck, events, gallery
 from export.card import model_card
 from zoo import data, machine, pretrained, runs, training, weights
 from zoo.errors import CheckFailed, DataError, InvalidInput, MachineError, NotSupported, ZooError
@@ -379,6 +379,7 @@ def _check(
     }
     if options.pretrained:
         report["pretrained"] = pretrained.record(model.name)
+    pictures = gallery.pictures(model, trained, split, shipped.outputs, options.seed)
     about = {"model": model.title, "backend": name, "seed": options.seed}
     files = {
         "model.onnx": onnx_bytes,
@@ -388,7 +389,8 @@ def _check(
         "history.csv": training.to_csv(training.HISTORY, trained.history).encode(),
         "epochs.csv": training.to_csv(training.EPOCHS, trained.epochs).encode(),
         "report.json": (json.dumps(report, indent=1) + "\n").encode(),
-        "README.md": model_card(model, report).encode(),
+        **pictures,
+        "README.md": model_card(model, report, list(pictures)).encode(),
     }
     if name in checked.native:
         files["native.onnx"] = checked.native[name]

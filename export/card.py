@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from typing import Any
 
+from export import gallery
 from zoo.model import Model
 
 
-def model_card(model: Model, report: dict[str, Any]) -> str:
-    """The text of a run's README.md. Text from the spec is escaped: it may be anybody's."""
+def model_card(model: Model, report: dict[str, Any], pictures: Sequence[str]) -> str:
+    """The text of a run's README.md. Text from the spec is escaped: it may be anybody's.
+
+    pictures: the files of `gallery.pictures` that lie beside it.
+    """
     onnx, data = report["onnx"], report["data"]
     origin = report.get("pretrained")
     trained = origin["data"] if origin else data
@@ -31,6 +36,12 @@ def model_card(model: Model, report: dict[str, Any]) -> str:
             lines.append(f"| {part} | {accuracy:.4f} | {report['loss'][part]:.4f} |")
     lines += [
         f"| `model.onnx` in onnxruntime, test | {onnx['accuracy']:.4f} | |",
+        *(f"\n**Warning:** {_safe(warning)}" for warning in report["warnings"]),
+    ]
+    for picture in pictures:
+        caption = gallery.CAPTIONS[picture]
+        lines += ["", f"![{caption}]({picture})", "", f"*{caption[0].upper()}{caption[1:]}.*"]
+    lines += [
         "",
         "## Checks",
         "",
@@ -47,7 +58,6 @@ def model_card(model: Model, report: dict[str, Any]) -> str:
         lines.append(
             f"| {witness['witness']} | {output['max_abs_diff']:.1e} | {output['limit']:.1e} | {flips} |"
         )
-    lines += [f"\n**Warning:** {_safe(warning)}" for warning in report["warnings"]]
     lines += [
         "",
         "## Layers",

@@ -12,6 +12,7 @@ Limits, and where they come from:
 - decisions: the largest class may differ only where the reference's own margin between its two
   largest is at most twice what the image's outputs are allowed to differ. (Twice what they do
   differ would be no rule: a class can only overtake another by half the margin each.)
+A model without labels has neither logits nor decisions: the outer limit alone judges it.
 """
 
 from __future__ import annotations
@@ -167,14 +168,17 @@ def decide(got: np.ndarray, expected: np.ndarray, limit: np.ndarray) -> Decision
 @dataclass
 class Judgement:
     """What the reference says about images: outputs and logits (N, classes) in float64,
-    the element-wise limit of the logits, and every layer's output for the first images."""
+    the element-wise limit of the logits, and every layer's output for the first images.
+
+    Without labels the outputs are (N, *model.output_shape), and the logits and their limit (N, 0).
+    """
 
     images: np.ndarray
     outputs: np.ndarray
     logits: np.ndarray
     logit_limit: np.ndarray
     layers: dict[str, np.ndarray]
-    output: str  # "logits" or "probabilities"
+    output: str  # "logits", "probabilities" or "features"
 
     @property
     def decision_limit(self) -> np.ndarray:
@@ -205,8 +209,12 @@ def judge(model: Model, weights: Mapping[str, np.ndarray], images: np.ndarray) -
     outputs, logits, limits = [], [], []
     for chunk in network.chunks(images):
         tensors = {"": chunk.astype(np.float64), **dict(network.run(chunk))}
-        y = tensors[path]
-        if isinstance(node.layer, Dense):
+        outputs.append(tensors[paths[-1]])
+        y = tensors[path] if model.labels else np.empty((len(chunk), 0))
+        logits.append(y)
+        if not model.labels:
+            limits.append(y)
+        elif isinstance(node.layer, Dense):
             scale = np.abs(tensors[before]) @ np.abs(weights[f"{path}.weight"].astype(np.float64)).T
             if node.layer.bias:
                 scale = scale + np.abs(weights[f"{path}.bias"])
@@ -214,8 +222,6 @@ def judge(model: Model, weights: Mapping[str, np.ndarray], images: np.ndarray) -
         else:  # 256 u max|y_row|
             row = np.abs(y).max(axis=1, keepdims=True)
             limits.append(np.broadcast_to(8 * LOGIT_UNITS * UNIT * row, y.shape))
-        logits.append(y)
-        outputs.append(tensors[paths[-1]])
     return Judgement(
         images,
         np.concatenate(outputs),
@@ -229,14 +235,14 @@ def judge(model: Model, weights: Mapping[str, np.ndarray], images: np.ndarray) -
 def logit_path(model: Model) -> str:
     """The path of the layer that gives the logits: the last one, or the one before a Softmax."""
     nodes = model.walk()
-    return nodes[-1 if model.output == "logits" or len(nodes) == 1 else -2].path
+    return nodes[-2 if model.output == "probabilities" and len(nodes) > 1 else -1].path
 
 
 class Witness(Protocol):
     """Something that claims to compute a model."""
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """(N, classes) in float32."""
+        """(N, *model.output_shape) in float32."""
 
 
 @dataclass
@@ -467,7 +473,8 @@ def examine(
         outputs = witness.predict(judgement.images)
         verdict.outputs = outputs
         verdict.output = compare(outputs, judgement.outputs)
-        if not verdict.output.problem:
+        classifies = judgement.output != "features"
+        if classifies and not verdict.output.problem:
             verdict.decisions = decide(outputs, judgement.outputs, judgement.decision_limit)
         few = judgement.images[:LAYER_IMAGES]
         inside = activations(few) if activations else {}
@@ -478,9 +485,9 @@ def examine(
         }
         if judgement.output == "logits":
             verdict.logits = compare(outputs, judgement.logits, judgement.logit_limit)
-        elif logits:
+        elif classifies and logits:
             verdict.logits = compare(logits(judgement.images), judgement.logits, judgement.logit_limit)
-        elif activations:
+        elif classifies and activations:
             path = list(judgement.layers)[-2]
             first = judgement.first(LAYER_IMAGES)
             verdict.logits = compare(inside[path], first.logits, first.logit_limit)

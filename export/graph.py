@@ -2,8 +2,8 @@
 
 The graph is a pure function of model, weights and the zoo's version: the same bytes whichever
 backend trained them, on every machine. Every node and tensor bears its layer's path; the input is
-`image` float32 [batch, C, H, W] in [0, 1], the output `logits` or `probabilities`. Preprocessing
-is inside, because it is a layer.
+`image` float32 [batch, C, H, W] in [0, 1], the output `logits` or `probabilities`, or `features`
+where there are no labels. Preprocessing is inside, because it is a layer.
 """
 
 from __future__ import annotations
@@ -149,11 +149,12 @@ def serialize(proto: ModelProto) -> bytes:
 
 def metadata(model: Model, weights: Mapping[str, np.ndarray]) -> dict[str, str]:
     """What every exported file tells of itself: a function of model, weights and version alone."""
+    ink = ", white ink on black" if model.labels else ""
     return {
         "zoo.spec": json.dumps(model.to_dict(), sort_keys=True, separators=(",", ":")),
         "zoo.labels": json.dumps(model.labels),
         "zoo.document": model.document,
-        "zoo.input": "float32 [batch, C, H, W], pixels in [0, 1], white ink on black",
+        "zoo.input": f"float32 [batch, C, H, W], pixels in [0, 1]{ink}",
         "zoo.weights_sha256": digest(weights),
         "zoo.version": zoo.__version__,
     }

@@ -50,13 +50,12 @@ def canonicalize(raw: bytes, model: Model, weights: Mapping[str, np.ndarray]) ->
             attribute.doc_string = ""
         nodes.append(new)
     arrays = {names[name]: numpy_helper.to_array(tensor) for name, tensor in tensors.items()}
-    classes = len(model.labels)
     canonical = helper.make_model(
         helper.make_graph(
             nodes,
             model.name,
             [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, [BATCH, *model.input_shape])],
-            [helper.make_tensor_value_info(model.output, TensorProto.FLOAT, [BATCH, classes])],
+            [helper.make_tensor_value_info(model.output, TensorProto.FLOAT, [BATCH, *model.output_shape])],
             [numpy_helper.from_array(array, name) for name, array in sorted(arrays.items())],
         ),
         opset_imports=[opset for opset in proto.opset_import if opset.domain == ""],

@@ -1,7 +1,8 @@
 """The layer test table: one row per layer and setting, run through every lowering.
 
 A new layer is tested by adding rows here: (name, layers, input shape, shape after the first
-layer). A row whose output is an image is closed by Flatten, so that every row is a whole model.
+layer). A row whose output is an image is closed by Flatten, so that every row is a whole model
+with labels; UNLABELLED holds models without, which may end in anything.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from zoo.layers import (
 from zoo.model import Model
 from zoo.recipe import SGD, Recipe
 
+RECIPE = Recipe(SGD(0.1), batch_size=4, epochs=1)
 Row = tuple[str, tuple[Layer, ...], Shape, Shape]
 
 ROWS: list[Row] = [
@@ -53,6 +55,17 @@ ROWS: list[Row] = [
     ("dropout of a vector", (Flatten(), Dropout(0.3), Dense(3)), (2, 2, 3), (12,)),
     ("softmax", (Flatten(), Softmax()), (1, 2, 5), (10,)),
     ("layers with names of their own", (Conv2d(2, 2, name="edges"), ReLU(name="on")), (1, 4, 4), (2, 3, 3)),
+    (
+        "layers with names that frameworks use",
+        (Conv2d(2, 2, name="train"), ReLU(name="to_nhwc"), Flatten(name="forward"), Dense(3, name="training")),
+        (1, 4, 4),
+        (2, 3, 3),
+    ),
+]
+
+UNLABELLED: list[tuple[str, tuple[Layer, ...], Shape]] = [
+    ("image without labels", (Conv2d(3, (3, 2), 2, (1, 0, 2, 1)), ReLU(), MaxPool2d(2, 1)), (2, 7, 8)),
+    ("vector without labels", (Conv2d(2, 3), Flatten(), Dense(3)), (1, 4, 5)),
 ]
 
 
@@ -64,13 +77,21 @@ def model_of(layers: tuple[Layer, ...], input_shape: Shape, recipe: Recipe | Non
     if len(shape) == 3:
         layers = (*layers, Flatten())
     labels = tuple(str(i) for i in range(prod(shape)))
-    recipe = recipe or Recipe(SGD(0.1), batch_size=4, epochs=1)
-    return Model("row", input_shape, layers, recipe, labels=labels)
+    return Model("row", input_shape, layers, recipe or RECIPE, labels=labels)
+
+
+def unlabelled() -> list[pytest.param]:  # type: ignore[valid-type]
+    """The models without labels as pytest parameters."""
+    return [
+        pytest.param(Model("row", shape, layers, RECIPE, labels=()), id=name)
+        for name, layers, shape in UNLABELLED
+    ]
 
 
 def rows() -> list[pytest.param]:  # type: ignore[valid-type]
-    """The table as pytest parameters."""
-    return [pytest.param(model_of(layers, shape), id=name) for name, layers, shape, _ in ROWS]
+    """The whole table as pytest parameters."""
+    table = [pytest.param(model_of(layers, shape), id=name) for name, layers, shape, _ in ROWS]
+    return table + unlabelled()
 
 
 def missing() -> set[str]:

@@ -241,6 +241,11 @@ def test_hostile_names(name: str) -> None:
         check_name(name, "name")
 
 
+def test_a_layer_name_holds_no_dot() -> None:
+    with pytest.raises(InvalidSpec, match=r"'conv1\.padding' holds a dot"):
+        Model("dots", (1, 8, 8), (ReLU(name="conv1.padding"), Flatten()), RECIPE, labels=())
+
+
 def test_the_trace_of_a_long_model_is_short() -> None:
     with pytest.raises(InvalidSpec) as caught:
         Model("long", (1, 8, 8), (*[ReLU()] * 500, Conv2d(1, 9), Flatten()), RECIPE)

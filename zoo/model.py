@@ -82,6 +82,10 @@ class Model:
         for layer in self.layers:
             if layer.name is not None:
                 check_name(layer.name, "layer name")
+                if "." in layer.name:  # it joins a path and a weight, and stands in names of our own
+                    raise InvalidSpec(
+                        f"{layer.name!r} holds a dot", "layer name", "use letters, digits, '-', '_'"
+                    )
                 if layer.name in (*RESERVED, self.output):
                     raise InvalidSpec(f"{layer.name!r} is reserved", "layer name", "choose another name")
         if not self.layers:

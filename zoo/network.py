@@ -24,7 +24,7 @@ class Network(Protocol):
     """One model with its weights, in one framework. Images: float32 (N, C, H, W) in [0, 1]."""
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """(N, classes) in the network's dtype: logits or probabilities, as the model says."""
+        """(N, *model.output_shape) in the network's dtype: what model.output says."""
 
     def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Every layer's output by path: (N, C, H, W) or (N, features). Dropout is the identity."""

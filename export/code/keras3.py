@@ -159,7 +159,7 @@ def program(model: Model) -> str:
 
 def _build(model: Model) -> str:
     shape = _channels_last(model.input_shape)
-    to_nhwc = Call("layers.Permute", ("(2, 3, 1)", 'name="to_nhwc"'))
+    to_nhwc = Call("layers.Permute", ("(2, 3, 1)", 'name="image.nhwc"'))
     lines = [
         "def build():",
         source.summary(model),
@@ -172,7 +172,7 @@ def _build(model: Model) -> str:
         comment = _channels_last(node.output_shape)
         lines.append(assignment("x", call, applied_to="x", comment=comment))
     if len(model.output_shape) == 3:
-        to_nchw = Call("layers.Permute", ("(3, 1, 2)", 'name="to_nchw"'))
+        to_nchw = Call("layers.Permute", ("(3, 1, 2)", 'name="features.nchw"'))
         comment = shown(model.output_shape)
         lines.append(assignment("x", to_nchw, applied_to="x", comment=comment))
     lines.append(f"    return keras.Model(image, x, name={quoted(model.name)})")

@@ -18,9 +18,11 @@ import click
 
 from zoo import __version__, terminal
 from zoo.cli.catalogue import list_, show
+from zoo.cli.filtering import filter_
 from zoo.cli.options import print_json
-from zoo.cli.runs import build, export, verify
-from zoo.cli.surroundings import data, env
+from zoo.cli.plotting import plot
+from zoo.cli.runs import build, export, report, verify
+from zoo.cli.surroundings import completion, data, env
 from zoo.errors import InvalidInput, MachineError, ZooError, nearest
 
 BUG = 70
@@ -64,7 +66,7 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (list_, show, build, verify, export, data, env):
+for command in (list_, show, build, verify, plot, export, report, filter_, data, env, completion):
     cli.add_command(command)
 
 

@@ -14,6 +14,9 @@ from zoo.cli.options import (
     backend_option,
     check_packages,
     chosen_backends,
+    complete_backend,
+    complete_model,
+    count,
     data_option,
     documented,
     json_option,
@@ -34,7 +37,7 @@ Examples:
   zoo build --pretrained --data digits      no training: the weights of the package
   zoo build convnet-deep cnn-padded:out_1=8 --epochs 1 --limit 10000"""
 )
-@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.argument("models", nargs=-1, metavar="[MODEL]...", shell_complete=complete_model)
 @backend_option
 @data_option
 @click.option("--epochs", type=int, help="Epochs [default: the recipe's; 0 keeps the initial weights].")
@@ -92,7 +95,7 @@ Examples:
   zoo verify cnn-padded --weights init
   zoo verify runs/cnn-padded/torch --data mnist"""
 )
-@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.argument("models", nargs=-1, metavar="[MODEL]...", shell_complete=complete_model)
 @backend_option
 @click.option("--weights", metavar="FILE|RUN|pretrained|init", help=WEIGHTS)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the weights with init.")
@@ -150,11 +153,17 @@ Examples:
   zoo export cnn-padded -o digits.onnx
   zoo export runs/cnn-padded/keras --exporter native"""
 )
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @click.option("-o", "--out", "file", type=click.Path(path_type=Path), help="[default: MODEL.onnx]")
 @click.option("--exporter", default="direct", show_default=True, metavar="[direct|native]")
 @click.option("--weights", metavar="FILE|RUN|pretrained|init", help=WEIGHTS)
-@click.option("--backend", "-b", metavar="NAME", help="Whose run, and whose native exporter.")
+@click.option(
+    "--backend",
+    "-b",
+    metavar="NAME",
+    shell_complete=complete_backend,
+    help="Whose run, and whose native exporter.",
+)
 @click.option("--runs", type=click.Path(path_type=Path), default="runs", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the weights with init.")
 @data_option
@@ -190,3 +199,31 @@ def export(
     click.echo(f"  opset   {exported['opset']}\n  SHA-256 {exported['sha256']}\n")
     click.echo(exported["example"])
     next_commands(["zoo", "verify", exported["path"]])
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  zoo report
+  zoo report runs -o report.html"""
+)
+@click.argument("folder", type=click.Path(path_type=Path), default="runs", metavar="[RUNS]")
+@click.option("-o", "--out", "file", type=click.Path(path_type=Path), help="[default: RUNS/report.html]")
+@json_option
+def report(folder: Path, file: Path | None, as_json: bool) -> None:
+    """Render all runs below RUNS (default: runs) as one HTML page that needs nothing beside it.
+
+    Tables, curves, kernels, mistakes and agreement, from the files of the runs alone.
+    """
+    check_packages()
+    from export import report as reporting
+
+    file = file or folder / reporting.FILE
+    entries, failures = reporting.write(folder, file)
+    if as_json:
+        print_json({"path": str(file), "runs": [entry.summary() for entry in entries]})
+    else:
+        click.echo(f"{file}: {count(len(entries), 'run')}, {file.stat().st_size:,} bytes")
+        next_commands(["open" if sys.platform == "darwin" else "xdg-open", str(file)])
+    if failures:
+        raise failures[0]
