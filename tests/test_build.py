@@ -18,7 +18,7 @@ import pytest
 import export as exporting
 import zoo
 from backends.client import Worker
-from export import artifacts, build, crosscheck
+from export import artifacts, build, crosscheck, gallery
 from export.build import Options
 from zoo import weights
 from zoo.errors import CheckFailed, DataError, Diverged, InvalidInput, MachineError, WorkerDied
@@ -29,6 +29,7 @@ TINY = "cnn-padded:out_1=4,out_2=4"
 FILES = {
     "model.onnx", "native.onnx", "layers.onnx", "weights.safetensors", "spec.json", "report.json",
     "history.csv", "epochs.csv", "README.md", "manifest.json",
+    *gallery.CAPTIONS,
 }  # fmt: skip
 
 
