@@ -98,7 +98,7 @@ def to_float(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / np.float32(255)
 
 
-def split(dataset: Dataset, validation: int, seed: int, limit: int | None = None) -> Split:
+def split(dataset: Dataset, validation: int = 0, seed: int = 0, limit: int | None = None) -> Split:
     """Hold out `validation` training images at random, then keep the first `limit` of the rest.
 
     The split is a function of the seed alone. Validation and test images stay whole.
