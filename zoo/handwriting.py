@@ -23,8 +23,9 @@ BOX = 20  # pixels of the digit's longer side
 LEAST_CONTRAST = 0.08  # of ink to paper; what a JPEG's noise leaves on a blank page is less
 LEAST_SIGNIFICANCE = 4.5  # of ink, in standard deviations of the paper's noise
 LEAST_EXPLAINED = 0.78  # of the variance, by two levels alone: ink and paper in even light
-FAINT = 0.3  # ink; below it, what is thinner than GRAIN is the paper's texture
-GRAIN, LINE = 0.01, 0.04  # width of strokes in parts of the longer side; what crosses the picture is thicker
+FAINT = 0.3  # ink; below it, what is smaller than SPOT or thinner than GRAIN is the paper's texture
+SPOT = 0.05  # a digit's longer side in parts of the picture's
+GRAIN, LINE = 0.01, 0.04  # strokes in parts of the digit's longer side; what crosses the picture is thicker
 PAPER_GRID = 64  # pixels of the longer side at which uneven light is estimated
 THINNEST, THICKEST = 1.8, 3.0  # width of strokes in pixels of the 28x28 image; MNIST's are mostly 2 to 3
 FINE = 4  # strokes are measured and changed on at least 4 x 4 points per pixel
@@ -69,9 +70,9 @@ def _paper(grey: np.ndarray) -> np.ndarray:
     if np.percentile(np.abs(rim - level), 80) < LEAST_CONTRAST / 2:
         return np.full(grey.shape, level)
     threshold, explained = otsu(grey)
-    is_paper = (rim > threshold) == (level > threshold)
-    if explained > LEAST_EXPLAINED and all(((side > threshold) != (level > threshold)).any() for side in sides):
-        return np.full(grey.shape, np.median(rim[is_paper]))  # cut so closely that ink is on every side
+    inked = [(side > threshold) != (level > threshold) for side in sides]
+    if explained > LEAST_EXPLAINED and all(side.any() for side in inked):  # the picture is cut closely
+        return np.full(grey.shape, np.median(rim[~np.concatenate(inked)]))
     window = max(small.shape) // 4 * 2 + 1
     surface = Image.fromarray(small.astype(np.float32)).filter(ImageFilter.MedianFilter(window))
     return _resized(np.asarray(surface), width, height, Image.Resampling.BILINEAR)
@@ -82,6 +83,8 @@ def _digit(grey: np.ndarray, sheets: int = 2) -> np.ndarray:
 
     sheets: how many times a digit may lie on a sheet that lies in the picture.
     """
+    if min(grey.shape) < 2:
+        raise InvalidInput("no digit found")
     ink = _ink(grey)
     seen = ink[ink > LEAST_CONTRAST]
     if not seen.size:
@@ -124,9 +127,10 @@ def _mask(ink: np.ndarray, strongest: float) -> np.ndarray:
             continue
         mask = np.concatenate([[False], chosen])[blobs.labels]
         top, left, bottom, right = _box(mask)
-        slenderness = stroke_width(mask) / max(bottom - top, right - left)
+        longer = max(bottom - top, right - left)
+        slenderness = stroke_width(mask) / longer
         if bottom - top < ink.shape[0] and right - left < ink.shape[1]:
-            if strongest < FAINT and slenderness < GRAIN:
+            if strongest < FAINT and (slenderness < GRAIN or longer < SPOT * max(ink.shape)):
                 break
             return mask
         if crossing is None and slenderness > LINE:
@@ -140,20 +144,29 @@ def _chosen(blobs: Blobs, shape: tuple[int, ...]) -> np.ndarray:
     """Which parts of the picture are the digit, bool (parts,)."""
     boxes, areas = blobs.boxes, blobs.areas
     longer = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0)
-    inner = (boxes[:, :2] > 0).all(axis=1) & (boxes[:, 2:] < shape).all(axis=1)
-    large = longer >= max(4, 0.03 * max(shape))
+    inner: np.ndarray = np.all(boxes[:, :2] > 0, axis=1) & np.all(boxes[:, 2:] < shape, axis=1)
+    large = longer >= max(3, 0.02 * max(shape))
     if not large.any():
         return large
     main = np.argmax(areas * large * np.where(inner, 1, 0.05))
-    while True:  # a frame or ring drawn around the digit
+    extent = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    while areas[main] < 0.35 * extent[main]:  # perhaps a frame or ring drawn around the digit
         enclosed = (boxes[:, :2] > boxes[main, :2]).all(axis=1) & (boxes[:, 2:] < boxes[main, 2:]).all(axis=1)
         enclosed &= longer > 0.35 * longer[main]
         if not enclosed.any():
             break
         main = np.argmax(areas * enclosed)
-    gap = np.maximum(boxes[:, :2] - boxes[main, 2:], boxes[main, :2] - boxes[:, 2:]).max(axis=1)
-    near = (gap <= 0.15 * longer[main]) & (longer <= 1.5 * longer[main])
-    return near & (areas >= 0.02 * areas[main]) & (inner | ~inner[main])
+    outer = (boxes[:, :2] < boxes[main, :2]).all(axis=1) & (boxes[:, 2:] > boxes[main, 2:]).all(axis=1)
+    candidates = ~outer & (areas >= 0.02 * areas[main]) & (inner | ~inner[main])
+    chosen = np.zeros(len(areas), dtype=bool)
+    chosen[main] = True
+    while True:  # a pen leaves the paper: what is near belongs to the digit
+        low, high = boxes[chosen, :2].min(axis=0), boxes[chosen, 2:].max(axis=0)
+        gap = np.maximum(boxes[:, :2] - high, low - boxes[:, 2:]).max(axis=1)
+        near = candidates & (gap <= 0.15 * (high - low).max())
+        if not (near & ~chosen).any():
+            return chosen
+        chosen = chosen | near
 
 
 def _is_sheet(mask: np.ndarray) -> bool:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import PIL.TiffImagePlugin
 import PIL.WebPImagePlugin  # noqa: F401  (Image.open would import every plugin to find these two)
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from zoo.errors import InvalidInput, ZooError
 
@@ -99,7 +99,7 @@ def _decoded(path: Path, take: Callable[[Image.Image], np.ndarray]) -> np.ndarra
                 orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         except ZooError as error:
             raise InvalidInput(error.what, path, error.hint) from None
-        except Image.UnidentifiedImageError:
+        except UnidentifiedImageError:
             raise InvalidInput("not a picture", path, f"give {_known()}") from None
         except Image.DecompressionBombError:
             raise InvalidInput("the picture is too large", path, f"at most {MOST_PIXELS:,} pixels") from None

@@ -21,6 +21,7 @@ from zoo.cli.catalogue import list_, show
 from zoo.cli.filtering import filter_
 from zoo.cli.options import print_json
 from zoo.cli.plotting import plot
+from zoo.cli.predicting import predict
 from zoo.cli.runs import build, export, report, verify
 from zoo.cli.surroundings import completion, data, env
 from zoo.errors import InvalidInput, MachineError, ZooError, nearest
@@ -66,7 +67,7 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (list_, show, build, verify, plot, export, report, filter_, data, env, completion):
+for command in (list_, show, build, verify, predict, plot, export, report, filter_, data, env, completion):
     cli.add_command(command)
 
 
