@@ -20,10 +20,10 @@ from export.session import Session
 from zoo import handwriting, pictures, pretrained, registry, runs
 from zoo.errors import DataError, InvalidInput, ZooError
 from zoo.model import Model, parse_spec
+from zoo.primitives import softmax
 
 IMAGE = (1, handwriting.SIDE, handwriting.SIDE)
 OUTPUTS = ("probabilities", "logits")
-EXTERNAL = b"\x0a\x08location"  # in protobuf: the key under which ONNX names another file
 
 
 class Prediction(NamedTuple):
@@ -79,8 +79,6 @@ class Predictor:
         Raises DataError if it cannot be run or lacks labels, InvalidInput if it does not take images
         (1, 28, 28).
         """
-        if EXTERNAL in content:  # onnxruntime would read it from the current folder
-            raise DataError("the ONNX file keeps weights outside itself", origin)
         self.origin = origin
         self._session = Session(content)
         shape = tuple(self._session.session.get_inputs()[0].shape[1:])
@@ -137,12 +135,6 @@ class Predictor:
             dict(zip(self.labels, row.tolist(), strict=True)),
             image,
         )
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities (N, classes), float64, of logits (N, classes)."""
-    grown = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(grown / grown.sum(axis=1, keepdims=True))
 
 
 def load(

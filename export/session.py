@@ -11,13 +11,17 @@ from zoo import machine
 from zoo.errors import CheckFailed, DataError
 
 CHUNK = 500  # images at a time
+EXTERNAL = b"\x0a\x08location"  # in protobuf: the key under which ONNX names another file
 
 
 class Session:
-    """A loaded ONNX model. It is loaded from bytes, so that no other file can be drawn in."""
+    """A loaded ONNX model. Weights outside the bytes are refused: onnxruntime would read them from
+    the current folder."""
 
     def __init__(self, onnx_bytes: bytes, optimize: bool = True, threads: int | None = None) -> None:
-        """Raises DataError if onnxruntime cannot load the bytes."""
+        """Raises DataError if onnxruntime cannot load the bytes, or if they name another file."""
+        if EXTERNAL in onnx_bytes:
+            raise DataError("the ONNX file keeps weights outside itself")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or machine.threads()
         options.inter_op_num_threads = 1

@@ -11,17 +11,14 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from export.plots.canvas import INK, MAGNITUDE, Sheet, cell_size, draw_image, picture, shorten, style
+from zoo.primitives import softmax
 
 MOST_COUNTS = 20  # classes up to which every cell of the confusion matrix bears its count
 
 
 def probabilities(outputs: np.ndarray, kind: str) -> np.ndarray:
     """Outputs (N, classes) as float64 probabilities. kind: what they are, "logits" or "probabilities"."""
-    values = outputs.astype(np.float64)
-    if kind == "probabilities":
-        return values
-    values = np.exp(values - values.max(axis=1, keepdims=True))
-    return values / values.sum(axis=1, keepdims=True)
+    return outputs.astype(np.float64) if kind == "probabilities" else softmax(outputs)
 
 
 def mistakes(probability: np.ndarray, labels: np.ndarray, worst: bool = False) -> np.ndarray:
