@@ -51,9 +51,9 @@ def find(
     """The model that `text` names (a name, spec file, run folder or ONNX file) with weights.
 
     wish: None, "pretrained", "init", a .safetensors file or a run folder. Without a wish: what a run
-    folder or ONNX file holds; the weights of the package, unless `backend` asks for its run; else
-    the run of the model under `out`. Two runs are an InvalidInput that lists both; none are initial
-    weights from `seed` if fall_back, otherwise a DataError.
+    folder or ONNX file holds; the weights of the package; else the run of the model under `out`, of
+    `backend` if several backends have one. Two runs are an InvalidInput that lists both; none are
+    initial weights from `seed` if fall_back, otherwise a DataError.
     """
     if text.endswith(".onnx"):
         path = Path(text)
@@ -64,30 +64,30 @@ def find(
         model, run = registry.resolve(text)
         if run is not None and wish is None:
             return _run(run, model)
-    initial = Source(model, weights.init_weights(model, seed), f"initial weights, seed {seed}")
+    folder = backends.folder_name(backends.canonical(backend)) if backend else None
     if wish == "init":
-        return initial
-    if wish == "pretrained" or (wish is None and backend is None and pretrained.has(model)):
+        return _initial(model, seed)
+    if wish == "pretrained" or (wish is None and pretrained.has(model)):
         return _pretrained(model)
     if wish is not None:
         place = Path(wish)
         return _run(place, model) if place.is_dir() else Source(model, weights.load(place, model), wish)
-    found = runs.find(out, model.name, backends.folder_name(backends.canonical(backend)) if backend else None)
+    found = runs.find(out, model.name, folder)
     if found is not None:
         return _run(found, model)
     if fall_back:
         say(f"{model.name}: no run under {out}, taking initial weights of seed {seed}")
-        return initial
+        return _initial(model, seed)
     raise DataError(f"no run of {model.name}", out, f"run: zoo build {shlex.quote(text)}")
+
+
+def _initial(model: Model, seed: int) -> Source:
+    return Source(model, weights.init_weights(model, seed), f"initial weights, seed {seed}")
 
 
 def _pretrained(model: Model) -> Source:
     """The weights of the package, with its ONNX file as a witness."""
-    if not pretrained.has(model):
-        shipped = ", ".join(pretrained.names())
-        raise DataError(
-            f"no pretrained weights of {model.title} are shipped", "--weights", f"shipped: {shipped}"
-        )
+    pretrained.require(model)
     files = {f"pretrained {model.name}.onnx": pretrained.onnx(model.name)}
     return Source(model, pretrained.weights(model), "pretrained", files=files)
 

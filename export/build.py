@@ -20,10 +20,10 @@ import numpy as np
 import backends
 import zoo
 from backends.client import RemoteNetwork, Worker
-from export import crosscheck, events, gallery
+from export import crosscheck, events
 from export.card import model_card
 from zoo import data, machine, pretrained, runs, training, weights
-from zoo.errors import CheckFailed, DataError, InvalidInput, MachineError, NotSupported, ZooError
+from zoo.errors import CheckFailed, InvalidInput, MachineError, NotSupported, ZooError
 from zoo.model import Model
 from zoo.training import Progress, Trained
 
@@ -127,8 +127,8 @@ def build(
                 outcomes.append(outcome)
                 try:
                     data.check_fits(model, dataset)
-                    if options.pretrained and not pretrained.has(model):
-                        raise DataError(f"no pretrained weights of {model.title} are shipped", "--pretrained")
+                    if options.pretrained:
+                        pretrained.require(model)
                     inputs = _inputs(model, name, dataset, identity, options)
                     _build_one(model, name, dataset, inputs, options, outcome, workers, say, bar)
                     if options.tensorboard:
@@ -222,7 +222,7 @@ def _build_one(
             say(f"{label}: up to date")
             return
         if reason:
-            say(f"{label}: {reason}: training anew")
+            say(f"{label}: {reason}: {'building' if options.pretrained else 'training'} anew")
         make = _take_pretrained if options.pretrained else _train
         report, files = make(model, name, dataset, inputs, options, workers, say, bar)
         run.publish(files, inputs)
@@ -379,6 +379,8 @@ def _check(
     }
     if options.pretrained:
         report["pretrained"] = pretrained.record(model.name)
+    from export import gallery  # matplotlib takes half a second, which verify and export need not spend
+
     pictures = gallery.pictures(model, trained, split, shipped.outputs, options.seed)
     about = {"model": model.title, "backend": name, "seed": options.seed}
     files = {

@@ -6,8 +6,15 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-from export import gallery
 from zoo.model import Model
+
+CURVES, KERNELS, CONFUSION, MISTAKES = "curves.png", "kernels.png", "confusion.png", "mistakes.png"
+CAPTIONS = {
+    CURVES: "loss and accuracy during training",
+    KERNELS: "kernels of the first convolution before and after training",
+    CONFUSION: "which class was taken for which, on the test images",
+    MISTAKES: "the misread test images whose true class was held least likely",
+}
 
 
 def model_card(model: Model, report: dict[str, Any], pictures: Sequence[str]) -> str:
@@ -39,7 +46,7 @@ def model_card(model: Model, report: dict[str, Any], pictures: Sequence[str]) ->
         *(f"\n**Warning:** {_safe(warning)}" for warning in report["warnings"]),
     ]
     for picture in pictures:
-        caption = gallery.CAPTIONS[picture]
+        caption = CAPTIONS[picture]
         lines += ["", f"![{caption}]({picture})", "", f"*{caption[0].upper()}{caption[1:]}.*"]
     lines += [
         "",

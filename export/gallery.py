@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from export.card import CONFUSION, CURVES, KERNELS, MISTAKES
 from export.plots import (
     confusion,
     confusion_figure,
@@ -24,20 +25,14 @@ from zoo.layers import Conv2d
 from zoo.model import Model
 from zoo.training import Trained
 
-CURVES, KERNELS, CONFUSION, MISTAKES = "curves.png", "kernels.png", "confusion.png", "mistakes.png"
-CAPTIONS = {
-    CURVES: "loss and accuracy during training",
-    KERNELS: "kernels of the first convolution before and after training",
-    CONFUSION: "which class was taken for which, on the test images",
-    MISTAKES: "the misread test images whose true class was held least likely",
-}
 MOST_MISTAKES = 10
 
 
 def pictures(
     model: Model, trained: Trained, split: Split, outputs: np.ndarray, seed: int
 ) -> dict[str, bytes]:
-    """PNG files by name, for a card and a report: those of CAPTIONS that the run has something for.
+    """PNG files by name, for a card and a report: those of `card.CAPTIONS` that the run has
+    something for.
 
     outputs: the published file's, (N, classes) for the test images. seed: of the initial weights.
     """

@@ -147,26 +147,25 @@ def load(
     """The predictor that `text` names: a model, a spec file, a run folder or an ONNX file.
 
     wish: None, "pretrained", "init", a .safetensors file or a run folder. Without a wish: what a run
-    folder or ONNX file holds; the weights of the package, unless `backend` asks for its run; else the
-    run of the model under `out`. Raises DataError if there are no weights, InvalidInput, listing them,
-    if there are several runs.
+    folder or ONNX file holds; the weights of the package; else the run of the model under `out`, of
+    `backend` if several backends have one. Raises DataError if there are no weights, InvalidInput,
+    listing them, if there are several runs.
     """
     if text.endswith(".onnx") and wish is None:
         return Predictor(_file(Path(text)), text)
     if text.endswith(".onnx") or (wish is not None and wish != "pretrained" and not Path(wish).is_dir()):
         return _made(text, wish, out, backend, say)
     model, run = registry.resolve(text)
+    folder_of_backend = _folder(backend)  # refuses an unknown one
     if wish is None and run is None:
-        if backend is None and pretrained.has(model):
+        if pretrained.has(model):
             wish = "pretrained"
         else:
-            run = runs.find(out, model.name, _folder(backend))
+            run = runs.find(out, model.name, folder_of_backend)
             if run is None:
                 raise DataError(f"no run of {model.name}", out, f"run: zoo build {shlex.quote(text)}")
     if wish == "pretrained":
-        if not pretrained.has(model):
-            shipped = ", ".join(pretrained.names())
-            raise DataError(f"no pretrained weights of {model.title} are shipped", "", f"shipped: {shipped}")
+        pretrained.require(model)
         return Predictor(pretrained.onnx(model.name), f"pretrained {model.name}")
     folder = Path(wish) if wish is not None else run
     assert folder is not None

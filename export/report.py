@@ -19,7 +19,7 @@ from urllib.parse import quote
 import jinja2
 
 import zoo
-from export import gallery
+from export import card
 from zoo import registry, runs, training
 from zoo.errors import DataError, ZooError
 from zoo.model import Model, parse_spec
@@ -95,7 +95,7 @@ def render(entries: Iterable[Entry], failures: Iterable[ZooError], place: Path) 
         entries=entries,
         models=models,
         failures=[str(error) for error in failures],
-        captions=gallery.CAPTIONS,
+        captions=card.CAPTIONS,
         version=zoo.__version__,
         data={entry.report["data"]["name"]: entry.report["data"] for entry in entries},
     )
@@ -115,7 +115,7 @@ def _run_folders(folder: Path) -> Iterator[Path]:
         yield folder
     for parent, children, files in os.walk(folder):
         children[:] = sorted(child for child in children if not child.startswith("."))
-        if runs.MANIFEST in files and Path(parent) != folder:
+        if {runs.MANIFEST, "spec.json"} <= set(files) and Path(parent) != folder:  # not another's manifest
             children.clear()
             yield Path(parent)
 
@@ -134,11 +134,17 @@ def _read(path: Path) -> Entry:
         raise DataError("not a run of the zoo", path, "build it again with --force") from None
     pictures = {
         name: "data:image/png;base64," + base64.b64encode(contents[name]).decode()
-        for name in gallery.CAPTIONS
+        for name in card.CAPTIONS
         if name in contents
     }
     sizes = {name: len(content) for name, content in contents.items() if name not in pictures}
-    return Entry(path, model, report, pictures, sizes)
+    entry = Entry(path, model, report, pictures, sizes)
+    try:
+        render([entry], [], path)
+    except (KeyError, TypeError, ValueError, ArithmeticError, jinja2.UndefinedError) as error:
+        what = f"its report.json is not of this version: {type(error).__name__}: {error}"
+        raise DataError(what, path, "build it again with --force") from None
+    return entry
 
 
 def _link(path: Path, place: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,8 @@ from zoo import machine
 from zoo.errors import CheckFailed, DataError
 
 CHUNK = 500  # images at a time
-EXTERNAL = b"\x0a\x08location"  # in protobuf: the key under which ONNX names another file
+# In protobuf, the key under which ONNX names another file; both numbers may be written with idle bytes.
+EXTERNAL = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
 
 
 class Session:
@@ -20,7 +22,7 @@ class Session:
 
     def __init__(self, onnx_bytes: bytes, optimize: bool = True, threads: int | None = None) -> None:
         """Raises DataError if onnxruntime cannot load the bytes, or if they name another file."""
-        if EXTERNAL in onnx_bytes:
+        if EXTERNAL.search(onnx_bytes):
             raise DataError("the ONNX file keeps weights outside itself")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or machine.threads()

@@ -57,7 +57,12 @@ ROWS: list[Row] = [
     ("layers with names of their own", (Conv2d(2, 2, name="edges"), ReLU(name="on")), (1, 4, 4), (2, 3, 3)),
     (
         "layers with names that frameworks use",
-        (Conv2d(2, 2, name="train"), ReLU(name="to_nhwc"), Flatten(name="forward"), Dense(3, name="training")),
+        (
+            Conv2d(2, 2, name="train"),
+            ReLU(name="to_nhwc"),
+            Flatten(name="forward"),
+            Dense(3, name="training"),
+        ),
         (1, 4, 4),
         (2, 3, 3),
     ),

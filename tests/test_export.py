@@ -16,7 +16,7 @@ from backends.client import Worker
 from export import native
 from export.graph import IR_VERSION, OPSET, serialize, tensor_name, to_layers_onnx, to_onnx
 from export.session import Session
-from zoo import weights
+from zoo import pretrained, weights
 from zoo.errors import CheckFailed, DataError
 from zoo.model import Model, from_dict
 
@@ -164,3 +164,11 @@ def test_three_graphs_give_the_same_bits(
         assert isinstance(raw, bytes)
         session = Session(serialize(native.canonicalize(raw, model, values)))
         np.testing.assert_array_equal(session.predict(images), direct, err_msg=name)
+
+
+@pytest.mark.parametrize("key", [b"\x0a\x08location", b"\x0a\x88\x00location", b"\x8a\x80\x00\x08location"])
+def test_weights_outside_the_file_are_refused_however_they_are_written(key: bytes) -> None:
+    content = pretrained.onnx("lenet-dropout")
+    Session(content)
+    with pytest.raises(DataError, match="keeps weights outside itself"):
+        Session(content + key)

@@ -215,7 +215,7 @@ BAD_MODELS = {
     "no such file": (["cnn-padded", "--weights", "none.safetensors"], 4, "no such weights file"),
     "no such ONNX": (["none.onnx"], 4, "no such ONNX file"),
     "no such backend": (["cnn-padded", "-b", "tensorflow"], 2, "unknown backend 'tensorflow'"),
-    "no run of the backend": (["cnn-padded", "-b", "keras"], 4, "no run of cnn-padded (runs)"),
+    "no run of the backend": (["cnn-padded:out_1=5", "-b", "keras"], 4, "no run of cnn-padded (runs)"),
     "another model's run": (["convnet", "--weights", "runs/cnn-padded/torch"], 4, "holds another model than convnet"),
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import zoo
-from export import gallery, report
+from export import card, gallery, report
 from export.build import Options, build
 from export.card import model_card
 from export.plots import mistakes, probabilities
@@ -170,9 +170,9 @@ def test_no_runs(place: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
 
 def test_the_card_shows_the_pictures(folder: Path) -> None:
     run = runs.Run(folder / "cnn-padded" / "reference")
-    card = run.read("README.md").decode()
-    shown = re.findall(r"!\[.+\]\((.+)\)", card)
-    assert shown == [gallery.KERNELS, gallery.CONFUSION, gallery.MISTAKES]
+    text = run.read("README.md").decode()
+    shown = re.findall(r"!\[.+\]\((.+)\)", text)
+    assert shown == [card.KERNELS, card.CONFUSION, card.MISTAKES]
     for name in shown:
         assert run.read(name).startswith(b"\x89PNG")
 
@@ -186,7 +186,7 @@ def test_pictures_of_a_training(digits: data.Dataset) -> None:
         loaded.weights, None, None, {}, {}, 1.0, [(1, 1, 2.0, 0.5)], [(1, 2.0, 0.5, None, 1.0, 0.75)]
     )
     drawn = gallery.pictures(model, trained, split, outputs, seed=0)
-    assert list(drawn) == list(gallery.CAPTIONS)
+    assert list(drawn) == list(card.CAPTIONS)
     assert drawn == gallery.pictures(model, trained, split, outputs, seed=0)
     wrong = mistakes(probabilities(outputs, "logits"), digits.test_labels)
     np.testing.assert_array_equal(wrong, np.flatnonzero(outputs.argmax(axis=1) != digits.test_labels))
@@ -206,3 +206,30 @@ def _report(trained: Trained) -> dict[str, object]:
         "warnings": [],
         "checks": {"witnesses": [witness]},
     }
+
+
+@pytest.mark.parametrize("change", ["checks", "seconds", "versions", "data"])
+def test_a_report_of_another_version_is_named(
+    change: str, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kept = runs.Run(folder / "cnn-padded" / "reference")
+    files = {name: kept.read(name) for name in kept.manifest()["files"]}
+    contents = json.loads(files["report.json"])
+    del contents[change]
+    other = runs.Run(tmp_path / "cnn-padded" / "reference")
+    with other.lock():
+        other.publish(files | {"report.json": json.dumps(contents).encode()}, {})
+    with pytest.raises(SystemExit) as done:
+        cli.main(["report", str(tmp_path), "--json"])
+    assert done.value.code == 4
+    out, err = capfd.readouterr()
+    shown = json.loads(out)  # one document, whatever failed
+    assert "not of this version" in shown["failures"][0]["message"]
+    assert "not of this version" in err
+
+
+def test_another_programs_manifest_is_no_run(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "manifest.json").write_text('{"name": "a web app"}')
+    with pytest.raises(DataError, match="no finished run here"):
+        report.collect(tmp_path)

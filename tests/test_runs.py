@@ -136,8 +136,8 @@ def test_cut_off_at_every_write(call: str, how: str, tmp_path: Path, monkeypatch
 def test_a_swap_that_was_cut_off_is_undone(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     publish(run, FILES)
-    run.path.rename(tmp_path / ".run.old")
-    (tmp_path / ".run.new").mkdir()
+    run.path.rename(tmp_path / ".run.zoo-old")
+    (tmp_path / ".run.zoo-new").mkdir()
     with run.lock():
         assert content(run) == FILES
     assert strays(run) == set()
@@ -208,7 +208,7 @@ def test_what_is_not_ours_is_left_alone(kind: str, tmp_path: Path) -> None:
 def test_a_reader_recovers_first(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     publish(run, FILES)
-    run.path.rename(tmp_path / ".run.old")
+    run.path.rename(tmp_path / ".run.zoo-old")
     reader = Run(tmp_path / "run")
     reader.recover()
     assert reader.read("a.txt") == b"one"
@@ -241,3 +241,31 @@ def test_differences_in_words() -> None:
         "threads was null, now 2",
     ]
     assert runs.differences(before, json.loads(json.dumps(before))) == []
+
+
+def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
+    """Names like ours, or a manifest.json of another program, beside a folder that is read."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "manifest.json").write_text('{"name": "a web app"}')
+    for name in (".app.old", ".app.new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("years of work")
+    before = sorted(tmp_path.rglob("*"))
+    Run(tmp_path / "app").recover()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "manifest", ['{"a": 1}', '{"a": {"sha256": 1}}', '{"../a": {"sha256": "0"}}', '{"x/y": {}}']
+)
+def test_a_manifest_that_lists_no_files_of_ours(manifest: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(f'{{"inputs": {{}}, "files": {manifest}}}')
+    with pytest.raises(DataError, match="the manifest is damaged"):
+        Run(tmp_path).manifest()
+
+
+def test_a_device_or_pipe_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InvalidInput, match="not a regular file"):
+        runs.write_atomically(tmp_path / "pipe", b"x")
+    assert (tmp_path / "pipe").is_fifo()

@@ -54,7 +54,7 @@ def expand(arguments: Iterable[str]) -> Iterator[tuple[str, ZooError | None]]:
                 found = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
                 problem = "no picture in the folder"
             elif glob.has_magic(argument) and not path.exists():
-                found, problem = sorted(glob.glob(argument)), "no file matches"
+                found, problem = _files(glob.glob(argument)), "no file matches"
             else:
                 found, problem = [argument], ""
         except (OSError, ValueError) as error:  # too long, NUL, unreadable
@@ -64,10 +64,15 @@ def expand(arguments: Iterable[str]) -> Iterator[tuple[str, ZooError | None]]:
             yield argument, InvalidInput(problem, argument, f"give {_known()}")
 
 
+def _files(names: Iterable[str]) -> list[str]:
+    return sorted(name for name in names if not Path(name).is_dir())
+
+
 def read(path: str | Path) -> np.ndarray:
     """The picture in a file as grey levels, float64 (H, W), 0 is black and 1 is white.
 
-    The first frame counts. Transparent parts get a background on which the ink is seen. Raises
+    Of an animated PNG or WebP, or a JPEG of several pictures, the first counts; GIF and TIFF of several
+    frames are refused. Transparent parts get a background on which the ink is seen. Raises
     InvalidInput, naming the file, if it is no picture, is damaged, or asks for too much.
     """
     return _decoded(Path(path), _small_grey)
@@ -96,7 +101,7 @@ def _decoded(path: Path, take: Callable[[Image.Image], np.ndarray]) -> np.ndarra
             with Image.open(_Budgeted(content), formats=FORMATS) as image:
                 _check(image, content)
                 levels = take(image)
-                orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+                orientation = _orientation(image)
         except ZooError as error:
             raise InvalidInput(error.what, path, error.hint) from None
         except UnidentifiedImageError:
@@ -108,6 +113,14 @@ def _decoded(path: Path, take: Callable[[Image.Image], np.ndarray]) -> np.ndarra
         except Exception as error:  # a decoder may raise anything on damaged bytes
             raise InvalidInput(f"the picture is damaged: {_reason(error)}", path) from None
     return _upright(levels, orientation)
+
+
+def _orientation(image: Image.Image) -> object:
+    """EXIF's number, 1 to 8; a camera's record that cannot be read does not turn the picture."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises SyntaxError, struct.error and others
+        return 1
 
 
 def _small_grey(image: Image.Image) -> np.ndarray:

@@ -21,6 +21,7 @@ from zoo.errors import DataError, InvalidInput, MachineError
 
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 1_000_000  # bytes
+NEW, OLD = ".zoo-new", ".zoo-old"  # folders in a swap; they are removed, so no user may have such names
 
 
 class Run:
@@ -28,8 +29,8 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._new = self.path.with_name(f".{self.path.name}.new")
-        self._old = self.path.with_name(f".{self.path.name}.old")
+        self._new = self.path.with_name(f".{self.path.name}{NEW}")
+        self._old = self.path.with_name(f".{self.path.name}{OLD}")
 
     @contextmanager
     def lock(self, say: Callable[[str], None] | None = None) -> Iterator[None]:
@@ -123,6 +124,9 @@ class Run:
             data = json.loads(raw)
             if not isinstance(data["files"], dict) or not isinstance(data["inputs"], dict):
                 raise ValueError("files and inputs must be objects")
+            for name, file in data["files"].items():
+                if Path(name).name != name or not isinstance(file["sha256"], str):
+                    raise ValueError("a file has a name and a hash")
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -146,7 +150,7 @@ class Run:
             content = path.read_bytes()
         except OSError as error:
             raise DataError(f"cannot read: {error.strerror}", path, "build it again with --force") from None
-        if hashlib.sha256(content).hexdigest() != manifest["files"][name].get("sha256"):
+        if hashlib.sha256(content).hexdigest() != manifest["files"][name]["sha256"]:
             raise DataError("the file was altered after it was written", path, "build it again with --force")
         return content
 
@@ -174,7 +178,7 @@ def find(out: Path, model: str, folder: str | None = None) -> Path | None:
         children = [child.name for child in (out / model).iterdir()]
     except OSError:
         return None
-    names = {name.removeprefix(".").removesuffix(".old").removesuffix(".new") for name in children}
+    names = {name.removeprefix(".").removesuffix(OLD).removesuffix(NEW) for name in children}
     runs = [Run(out / model / name) for name in sorted(names) if folder in (None, name)]
     for run in runs:
         run.recover()
@@ -189,13 +193,16 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write one file that appears whole or not at all; raises MachineError."""
     if not path.name:
         raise InvalidInput("not the name of a file", str(path), "give a file name")
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    if path.exists() and not path.is_file():
+        raise InvalidInput("not a regular file", path, "give another name")
+    new = path.with_name(f".{path.name}.{os.getpid()}{NEW}")
     try:
         _write(new, content)
         new.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        new.unlink(missing_ok=True)
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
         raise MachineError(f"cannot write: {error.strerror}", path, "choose another file") from None
 
 

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TextIO
 
 import click
 
@@ -23,9 +24,9 @@ def say(line: str) -> None:
         click.echo(line, err=True)
 
 
-def styled(text: str, colour: str) -> str:
-    """Coloured text, unless NO_COLOR is set or standard output is not a terminal."""
-    welcome = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+def styled(text: str, colour: str, stream: TextIO | None = None) -> str:
+    """Coloured text, unless NO_COLOR is set or the stream (standard output) is not a terminal."""
+    welcome = (stream or sys.stdout).isatty() and not os.environ.get("NO_COLOR")
     return click.style(text, fg=colour) if welcome else text
 
 

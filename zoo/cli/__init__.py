@@ -7,7 +7,8 @@ output) and an exit code.
 
 from __future__ import annotations
 
-import errno
+import io
+import os
 import signal
 import sys
 import traceback
@@ -39,7 +40,8 @@ class _Group(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
+        known = not args or args[0] in self.commands or args[0].startswith("-")
+        if not known and not ctx.resilient_parsing:  # the shell's completion asks, too
             raise InvalidInput(f"unknown command {args[0]!r}", "", nearest(args[0], self.commands))
         return super().resolve_command(ctx, args)
 
@@ -67,7 +69,20 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (list_, show, build, verify, predict, plot, export, report, filter_, data, env, completion):
+for command in (
+    list_,
+    show,
+    build,
+    verify,
+    predict,
+    plot,
+    export,
+    report,
+    filter_,
+    data,
+    env,
+    completion,
+):
     cli.add_command(command)
 
 
@@ -77,6 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if "--debug" in args:  # wherever it stands
         args = ["--debug", *(argument for argument in args if argument != "--debug")]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be any bytes
+    stdout = sys.stdout
     try:
         cli.main(args=args, prog_name="zoo", standalone_mode=False)
         sys.exit(0)
@@ -94,8 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         click.echo("interrupted", err=True)
         sys.exit(INTERRUPTED)
     except SystemExit as done:
-        closed = isinstance(done.__context__, OSError) and done.__context__.errno == errno.EPIPE
-        sys.exit(0 if closed else done.code)  # zoo list | head
+        # click puts another stream in its place when nobody reads it any more: zoo list | head
+        sys.exit(0 if sys.stdout is not stdout else done.code)
     except MemoryError:
         _fail(MachineError("out of memory"), args)
     except OSError as error:
@@ -110,6 +129,10 @@ def _fail(error: ZooError, args: Sequence[str]) -> NoReturn:
     if "--debug" in args:
         traceback.print_exc()
     if "--json" in args:
-        print_json(error.to_dict())
-    click.echo(f"{terminal.styled('error', 'red')}: {error}", err=True)
+        try:
+            print_json(error.to_dict())
+            sys.stdout.flush()
+        except BrokenPipeError:  # nobody reads it; nor may Python's own flush at the end complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    click.echo(f"{terminal.styled('error', 'red', sys.stderr)}: {error}", err=True)
     sys.exit(error.code)

@@ -130,7 +130,7 @@ def show(model: str, diagram: str | None, language: str | None, out: Path | None
     else:
         _print_tables(spec)
         next_commands(
-            ["zoo", "build", model, "--data", "digits"],
+            *([["zoo", "build", model, "--data", "digits"]] if spec.labels else []),
             ["zoo", "plot", model, "kernels"],
             ["zoo", "show", model, "--code", "torch"],
         )

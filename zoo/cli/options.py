@@ -127,6 +127,18 @@ def check_packages() -> None:
     machine.check_packages()
 
 
+def quiet_matplotlib() -> None:
+    """Keep matplotlib's folder with our caches, not in HOME; its settings there do not count, and what
+    it says of them is not heard. Call it before anything imports matplotlib."""
+    import logging
+    import os
+
+    from zoo import data
+
+    os.environ.setdefault("MPLCONFIGDIR", str(data.cache_folder() / "matplotlib"))
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+
+
 def shape(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
@@ -136,7 +148,7 @@ def count(number: int, noun: str) -> str:
 
 
 def print_json(data: Any) -> None:
-    click.echo(json.dumps(data, indent=1, ensure_ascii=False))
+    click.echo(json.dumps(data, indent=1))  # ASCII: valid JSON whatever the terminal's encoding
 
 
 def next_commands(*commands: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from pathlib import Path
@@ -12,7 +11,16 @@ import click
 from click.shell_completion import CompletionItem
 
 from zoo import terminal
-from zoo.cli.options import check_packages, data_option, json_option, model_of, next_commands, print_json
+from zoo.cli.options import (
+    check_packages,
+    complete_model,
+    data_option,
+    json_option,
+    model_of,
+    next_commands,
+    print_json,
+    quiet_matplotlib,
+)
 from zoo.errors import InvalidInput, MachineError, nearest
 
 # What export.plots.kinds draws; it stands here because --help imports neither it nor matplotlib.
@@ -34,10 +42,9 @@ def _complete_what(context: click.Context, parameter: click.Parameter, typed: st
     return [CompletionItem(name, help=line) for name, line in KINDS.items() if name.startswith(typed)]
 
 
-def _complete_model(context: click.Context, parameter: click.Parameter, typed: str) -> list[str]:
-    from zoo import registry
-
-    return [name for name in (*registry.names("all"), *WITHOUT_MODEL) if name.startswith(typed)]
+def _complete_model(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    kinds = [CompletionItem(name) for name in WITHOUT_MODEL if name.startswith(typed)]
+    return kinds + complete_model(context, parameter, typed)
 
 
 _LINES = "\n".join(f"  {name:<20} {line}" for name, line in KINDS.items())
@@ -76,7 +83,7 @@ Examples:
 @click.option("--count", type=int, metavar="N", help="How many images [default: 20].")
 @click.option("--worst", is_flag=True, help="The worst mistakes instead of the first.")
 @click.option("--weights", metavar="FILE|RUN|pretrained|init", help="[default: as for verify]")
-@click.option("--backend", "-b", metavar="NAME", help="Whose run.")
+@click.option("--backend", "-b", metavar="NAME", help="Whose run, if there are several.")
 @click.option("--runs", type=click.Path(path_type=Path), default="runs", show_default=True)
 @click.option("--seed", type=int, metavar="N", help="Of the initial weights [default: the run's, or 0].")
 @data_option
@@ -88,7 +95,8 @@ def plot(model: str, what: str | None, file: Path | None, show: bool, as_json: b
     if what is None:
         if model in KINDS:
             raise InvalidInput(f"{model} needs a model", "", f"run: zoo plot MODEL {model}")
-        raise InvalidInput("it is not said what to plot", "", nearest("", KINDS))
+        model_of(model)
+        raise InvalidInput(f"it is not said what of {model} to plot", "", nearest("", KINDS))
     if what not in KINDS:
         raise InvalidInput(f"unknown plot {what!r}", "", nearest(what, KINDS))
     if show:
@@ -100,6 +108,8 @@ def plot(model: str, what: str | None, file: Path | None, show: bool, as_json: b
     canvas.file_format(path)
     figure = kinds.draw(what, text, kinds.Options(**options), terminal.say)
     size = canvas.save(figure, path)
+    if show and click.launch(str(path)):
+        raise MachineError("no program opens the picture", path, "open it yourself")
     if as_json:
         print_json({"path": str(path), "what": what, "model": text, "bytes": size})
     else:
@@ -108,8 +118,6 @@ def plot(model: str, what: str | None, file: Path | None, show: bool, as_json: b
         known = [kind for kind in KINDS if kind != "history"] if text else list(WITHOUT_MODEL)
         following = known[(known.index(what) + 1 if what in known else 0) % len(known)]
         next_commands(["zoo", "plot", *([text] if text else []), following])
-    if show and click.launch(str(path)):
-        raise MachineError("no program opens the picture", path, "open it yourself")
 
 
 def _check_display() -> None:
@@ -120,9 +128,8 @@ def _check_display() -> None:
 
 
 def _load() -> tuple[Any, Any]:
-    """export.plots' modules canvas and kinds. What matplotlib says of the user's settings is not
-    heard, because they do not count."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    """export.plots' modules canvas and kinds."""
+    quiet_matplotlib()
     try:
         from export.plots import canvas, kinds
     except UnicodeDecodeError:

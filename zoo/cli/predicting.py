@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from zoo import terminal
-from zoo.cli.options import check_packages, json_option, next_commands, print_json
+from zoo.cli.options import (
+    check_packages,
+    complete_backend,
+    complete_model,
+    json_option,
+    next_commands,
+    print_json,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,14 +35,20 @@ Examples:
   zoo predict convnet-deep scans/ 'more/*.png' --json
   zoo predict runs/cnn-padded/torch seven.png --show"""
 )
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option(
     "--weights",
     metavar="FILE|RUN|pretrained|init",
     help="[default: pretrained, else the run under RUNS]",
 )
-@click.option("--backend", "-b", metavar="NAME", help="Whose run under RUNS.")
+@click.option(
+    "--backend",
+    "-b",
+    metavar="NAME",
+    shell_complete=complete_backend,
+    help="Whose run, if there are several.",
+)
 @click.option("--runs", type=click.Path(path_type=Path), default=RUNS, show_default=True)
 @click.option("--show", is_flag=True, help="Draw what the network saw.")
 @json_option
@@ -93,7 +106,7 @@ def predict(
     message = str(failed[0])
     if len(outcomes) > 1:
         message = f"{len(failed)} of {len(outcomes)} pictures could not be read"
-    terminal.say(f"{terminal.styled('error', 'red')}: {message}")
+    terminal.say(f"{terminal.styled('error', 'red', sys.stderr)}: {message}")
     sys.exit(failed[0].code)
 
 

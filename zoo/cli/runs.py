@@ -24,6 +24,7 @@ from zoo.cli.options import (
     next_commands,
     out_option,
     print_json,
+    quiet_matplotlib,
 )
 
 WEIGHTS = "[default: pretrained; where none are shipped, the run]"
@@ -64,6 +65,7 @@ def build(models: Sequence[str], backend_names: Sequence[str], as_json: bool, **
     """
     specs = [model_of(model) for model in models or documented()]
     check_packages()
+    quiet_matplotlib()
     from export import build as building
     from export.tables import build_table
 
@@ -221,9 +223,12 @@ def report(folder: Path, file: Path | None, as_json: bool) -> None:
     file = file or folder / reporting.FILE
     entries, failures = reporting.write(folder, file)
     if as_json:
-        print_json({"path": str(file), "runs": [entry.summary() for entry in entries]})
+        shown = [entry.summary() for entry in entries]
+        print_json({"path": str(file), "runs": shown, "failures": [error.to_dict() for error in failures]})
     else:
         click.echo(f"{file}: {count(len(entries), 'run')}, {file.stat().st_size:,} bytes")
         next_commands(["open" if sys.platform == "darwin" else "xdg-open", str(file)])
+    for error in failures:
+        terminal.say(f"{terminal.styled('error', 'red', sys.stderr)}: {error}")
     if failures:
-        raise failures[0]
+        sys.exit(failures[0].code)

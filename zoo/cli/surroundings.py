@@ -98,11 +98,16 @@ Examples:
   zoo completion fish > ~/.config/fish/completions/zoo.fish"""
 )
 @click.argument("shell", metavar="[bash|zsh|fish]", shell_complete=_complete_shell)
-def completion(shell: str) -> None:
+@json_option
+def completion(shell: str, as_json: bool) -> None:
     """Print the script that completes commands, options, models and plots in SHELL."""
     from click.shell_completion import get_completion_class
 
     kind = get_completion_class(shell)
     if kind is None:
         raise InvalidInput(f"unknown shell {shell!r}", "", nearest(shell, SHELLS))
-    click.echo(kind(click.get_current_context().find_root().command, {}, "zoo", "_ZOO_COMPLETE").source())
+    script = kind(click.get_current_context().find_root().command, {}, "zoo", "_ZOO_COMPLETE").source()
+    if as_json:
+        print_json({"shell": shell, "script": script})
+    else:
+        click.echo(script)

@@ -61,10 +61,6 @@ def load(name: str) -> Pretrained:
     Raises InvalidInput for an unknown name, DataError if none are shipped or the file was altered.
     """
     model = registry.get(name)
-    if not has(model):
-        raise DataError(
-            f"no pretrained weights of {model.title} are shipped", "", f"shipped: {', '.join(names())}"
-        )
     return Pretrained(model, weights(model))
 
 
@@ -76,6 +72,13 @@ def names() -> list[str]:
 def has(model: Model) -> bool:
     """Whether there are weights of exactly this model, parameters included."""
     return model.name in _index() and model == registry.get(model.name)
+
+
+def require(model: Model) -> None:
+    """Raise DataError if there are no weights of exactly this model."""
+    if not has(model):
+        shipped = ", ".join(names())
+        raise DataError(f"no pretrained weights of {model.title} are shipped", "", f"shipped: {shipped}")
 
 
 def record(name: str) -> dict[str, Any]:
@@ -92,7 +95,8 @@ def best() -> str:
 
 
 def weights(model: Model) -> Weights:
-    """The canonical weights; raises DataError if the file was altered."""
+    """The canonical weights; raises DataError if none are shipped or the file was altered."""
+    require(model)
     from zoo.weights import from_bytes
 
     return from_bytes(read(model.name, "weights"), model, FOLDER / record(model.name)["weights"]["file"])
