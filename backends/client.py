@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -158,6 +158,13 @@ class Worker:
         return RemoteNetwork(self, model)
 
 
+class Step(NamedTuple):
+    """One step of training: the loss over its batch, and the indices of the images in it."""
+
+    loss: float
+    batch: list[int]
+
+
 class RemoteNetwork:
     """The current network of a worker: the inference side of zoo.network.Network, and training."""
 
@@ -184,6 +191,24 @@ class RemoteNetwork:
             return self.worker.ask("export_native")[1]["onnx"].tobytes()
         except NotSupported as reason:
             return reason
+
+    def gradients(self, seed: int) -> tuple[Step, dict[str, np.ndarray]]:
+        """The first batch of a training with this seed, and the gradients there, by weight."""
+        fields, tensors = self.worker.ask("gradients", seed=seed)
+        return Step(**fields), tensors
+
+    def train_step(self, *, seed: int, step: int) -> tuple[Step, dict[str, np.ndarray]]:
+        """Do one step (from 1, over all epochs) on the data sent; it, and the weights after it."""
+        fields, tensors = self.worker.ask("train_step", seed=seed, step=step)
+        return Step(**fields), tensors
+
+    def share_masks(self) -> None:
+        """See zoo.network.ComparableNetwork."""
+        self.worker.ask("share_masks")
+
+    def change_layout(self) -> None:
+        """See zoo.network.ComparableNetwork."""
+        self.worker.ask("change_layout")
 
     def train(self, *, seed: int, epochs: int, progress: Progress | None = None) -> Trained:
         """Train on the data that the worker was sent; see zoo.training.train."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -21,7 +22,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,9 @@ from zoo.layers import (
     Softmax,
 )
 from zoo.machine import version
-from zoo.model import Model
+from zoo.model import Model, Node
 from zoo.network import OnStep
-from zoo.randomness import raw_bits
+from zoo.randomness import dropout_mask, raw_bits
 from zoo.recipe import SGD, Adam, Optimizer, Recipe, RMSprop
 from zoo.weights import check
 
@@ -179,9 +180,25 @@ def avg_pool2d(layer: AvgPool2d, x: Any, path: str, dtype: str) -> Any:
     )(x)
 
 
+@keras.saving.register_keras_serializable("zoo")
+class _Dropout(keras.layers.Dropout):  # type: ignore[misc]
+    """Keras' Dropout, unless it was given masks (KerasNetwork.share_masks).
+
+    mask: returns the variable that holds the masks of the step, (batch size, H, W, C) or (batch
+    size, features). A function, because Keras lets no variable be added to a layer that was built.
+    """
+
+    mask: Callable[[], Any] | None = None
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        if not training or self.mask is None:
+            return super().call(x, training=training)
+        return x * self.mask()[: ops.shape(x)[0]]
+
+
 @lower.register
 def dropout(layer: Dropout, x: Any, path: str, dtype: str) -> Any:
-    return keras.layers.Dropout(layer.rate, noise_shape=None, seed=0, name=path, dtype=dtype)(x)
+    return _Dropout(layer.rate, noise_shape=None, seed=0, name=path, dtype=dtype)(x)
 
 
 @lower.register
@@ -285,6 +302,18 @@ class _RMSprop(_Rule):
         self.assign_sub(variable, rate * gradient / (ops.sqrt(new_s) + epsilon))
 
 
+class _Gradient(_Rule):
+    """Updates nothing and keeps the gradient: that of Keras' own compiled training, on any engine."""
+
+    slots = ("gradient",)
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        self.assign(self._slot("gradient", variable), gradient)
+
+    def of(self, variable: Any) -> np.ndarray:
+        return np.array(ops.convert_to_numpy(self._slot("gradient", variable)))
+
+
 _RULES: dict[type[Optimizer], type[_Rule]] = {SGD: _SGD, Adam: _Adam, RMSprop: _RMSprop}
 
 
@@ -292,6 +321,17 @@ def _cross_entropy(labels: Any, outputs: Any) -> Any:
     """-log_softmax(outputs)[label] per image, whatever layer gave the outputs."""
     log_softmax = ops.log_softmax(outputs, axis=-1)
     return -ops.take_along_axis(log_softmax, ops.cast(labels, "int32")[:, None], axis=-1)[:, 0]
+
+
+def _compile(network: Any, rule: _Rule) -> None:
+    """Compile a Keras model for training by a rule, with the recipe's loss."""
+    network.compile(
+        optimizer=rule,
+        loss=_cross_entropy,
+        metrics=["sparse_categorical_accuracy"],
+        jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
+    )
+    rule.build(network.trainable_variables)
 
 
 @contextlib.contextmanager
@@ -335,6 +375,7 @@ class KerasNetwork:
         self._inner: Any = None
         self._rule: _Rule | None = None
         self._pending: dict[str, np.ndarray] = {}
+        self._masks: dict[str, Any] = {}
         self._load(checked)
 
     def _variables(self) -> Iterator[tuple[str, Any, tuple[int, ...], tuple[int, ...]]]:
@@ -406,18 +447,65 @@ class KerasNetwork:
         """One epoch of Keras' compiled training over images[order]."""
         with _precision(self.dtype):
             self._compile(recipe)
-            for node in self.model.walk():
-                if isinstance(node.layer, Dropout):
-                    draw = raw_bits(seed, node.path, 2) >> np.uint64(33)
-                    generator = self.network.get_layer(node.path).seed_generator
-                    generator.state.assign(draw.astype(generator.state.dtype))
+            self._seed_dropout(seed)
             size = recipe.batch_size
             for step, start in enumerate(range(0, len(order), size), start=1):
                 batch = order[start : start + size]
+                self._give_masks(seed, step, len(batch))
                 x = images[batch].astype(self.dtype, copy=False)
                 loss, batch_accuracy = self.network.train_on_batch(x, labels[batch])
                 correct = round(float(batch_accuracy) * len(batch))  # it comes as a float32 mean
                 on_step(step, float(loss), correct / len(batch))
+
+    def _dropouts(self) -> Iterator[tuple[Node, Dropout]]:
+        for node in self.model.walk():
+            if isinstance(node.layer, Dropout):
+                yield node, node.layer
+
+    def _seed_dropout(self, seed: int) -> None:
+        for node, _ in self._dropouts():
+            draw = raw_bits(seed, node.path, 2) >> np.uint64(33)
+            generator = self.network.get_layer(node.path).seed_generator
+            generator.state.assign(draw.astype(generator.state.dtype))
+
+    def gradients(
+        self, images: np.ndarray, labels: np.ndarray, seed: int = 0
+    ) -> tuple[float, dict[str, np.ndarray]]:
+        """The loss over these images and its gradients, by the names of the weights."""
+        with _precision(self.dtype):
+            twin = keras.Model(self.network.inputs, self.network.outputs)  # the same layers
+            rule = _Gradient(SGD(0.0))
+            _compile(twin, rule)
+            self._seed_dropout(seed)
+            self._give_masks(seed, 1, len(labels))
+            loss = twin.train_on_batch(images.astype(self.dtype), labels)[0]
+            found = {
+                name: np.ascontiguousarray(rule.of(variable).transpose(back))
+                for name, variable, _, back in self._variables()
+            }
+        return float(loss), found
+
+    def share_masks(self, batch_size: int) -> None:
+        """Give every dropout the zoo's own masks from now on, which must be before any training."""
+        for node, _ in self._dropouts():
+            layer = self.network.get_layer(node.path)
+            zeros = np.zeros((batch_size, *layer.output.shape[1:]), dtype=self.dtype)
+            variable = keras.Variable(zeros, dtype=self.dtype, trainable=False)
+            self._masks[node.path] = variable
+            layer.mask = functools.partial(ops.convert_to_tensor, variable)
+
+    def _give_masks(self, seed: int, step: int, images: int) -> None:
+        for node, layer in self._dropouts():
+            if node.path in self._masks:
+                mask = dropout_mask(seed, step, node.path, layer.rate, (images, *node.input_shape))
+                mask = mask.transpose(0, 2, 3, 1) if mask.ndim == 4 else mask
+                rows = np.zeros(self._masks[node.path].shape, dtype=self.dtype)
+                rows[:images] = mask
+                self._masks[node.path].assign(rows)
+
+    def change_layout(self) -> None:
+        """Always raises NotSupported: Keras computes on (N, H, W, C) here."""
+        raise NotSupported("Keras computes in one memory layout")
 
     def _compile(self, recipe: Recipe) -> None:
         if self._rule is not None and self._rule.recipe == recipe.optimizer:
@@ -427,13 +515,7 @@ class KerasNetwork:
             kind = type(recipe.optimizer).__name__
             raise UnsupportedLayer(f"the backend 'keras' has no optimizer {kind}")
         self._rule = rule(recipe.optimizer)
-        self.network.compile(
-            optimizer=self._rule,
-            loss=_cross_entropy,
-            metrics=["sparse_categorical_accuracy"],
-            jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
-        )
-        self._rule.build(self.network.trainable_variables)
+        _compile(self.network, self._rule)
         for variable in self._rule.variables:
             if variable.path in self._pending:
                 variable.assign(self._pending[variable.path])

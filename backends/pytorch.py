@@ -35,6 +35,7 @@ from zoo.layers import (
 from zoo.machine import version
 from zoo.model import Model, iter_weights
 from zoo.network import OnStep
+from zoo.randomness import dropout_mask
 from zoo.recipe import SGD, Adam, Optimizer, Recipe, RMSprop
 from zoo.weights import check
 
@@ -112,9 +113,18 @@ def avg_pool2d(layer: AvgPool2d, input_shape: Shape) -> nn.Module:
     return nn.AvgPool2d(layer.size, layer.stride, padding=0, ceil_mode=False, count_include_pad=False)
 
 
+class _Dropout(nn.Dropout):
+    """nn.Dropout, unless it was given the mask of the step (TorchNetwork.share_masks)."""
+
+    mask: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.mask if self.training and self.mask is not None else super().forward(x)
+
+
 @lower.register
 def dropout(layer: Dropout, input_shape: Shape) -> nn.Module:
-    return nn.Dropout(layer.rate)
+    return _Dropout(layer.rate)
 
 
 @lower.register
@@ -188,8 +198,8 @@ class TorchNetwork:
         # networks of wide convolutions alone lose 10 to 15 % to the reordering before Flatten.
         pools = any(isinstance(layer, (MaxPool2d, AvgPool2d)) for layer in model.layers)
         fast = pools and dtype == "float32"
-        self._format = torch.channels_last if fast else torch.contiguous_format
-        self.module.to(memory_format=self._format)
+        self._use_layout(torch.channels_last if fast else torch.contiguous_format)
+        self._shares_masks = False
         self._optimizer: torch.optim.Optimizer | None = None
         self._recipe: Optimizer | None = None
         self._slots: dict[int, dict[str, Tensor]] = {}  # of a restored state, not yet taken up
@@ -269,6 +279,7 @@ class TorchNetwork:
             torch.manual_seed(seed)
             for step, batch in enumerate(indices.split(recipe.batch_size), start=1):
                 x, y = self._layout(x_all[batch].to(self.dtype)), y_all[batch]
+                self._give_masks(seed, step, len(y))
                 output = self.module(x)
                 loss = functional.cross_entropy(output, y)
                 step_rule.zero_grad(set_to_none=True)
@@ -277,6 +288,43 @@ class TorchNetwork:
                 correct = (output.detach().argmax(dim=1) == y).sum().item()
                 on_step(step, loss.item(), correct / len(y))
         self.module.eval()
+
+    def gradients(
+        self, images: np.ndarray, labels: np.ndarray, seed: int = 0
+    ) -> tuple[float, dict[str, np.ndarray]]:
+        """The loss over these images and its gradients, by the names of the weights."""
+        parameters = dict(self.module.named_parameters())
+        self._give_masks(seed, 1, len(labels))
+        self.module.train()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            loss = functional.cross_entropy(self.module(self._tensor(images)), torch.from_numpy(labels))
+            found = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+        self.module.eval()
+        names = (name for name, _ in iter_weights(self.model))
+        return loss.item(), {name: found[_attribute(name)].contiguous().numpy() for name in names}
+
+    def share_masks(self, batch_size: int) -> None:
+        """Give every dropout the zoo's own masks from now on."""
+        self._shares_masks = True
+
+    def _give_masks(self, seed: int, step: int, images: int) -> None:
+        if not self._shares_masks:
+            return
+        for node, module in zip(self.model.walk(), self.module, strict=True):
+            if isinstance(node.layer, Dropout):
+                shape = (images, *node.input_shape)
+                mask = dropout_mask(seed, step, node.path, node.layer.rate, shape)
+                module.mask = torch.from_numpy(mask).to(self.dtype)
+
+    def change_layout(self) -> None:
+        """Compute in channels_last instead of contiguous tensors, or the other way round."""
+        plain = self._format == torch.contiguous_format
+        self._use_layout(torch.channels_last if plain else torch.contiguous_format)
+
+    def _use_layout(self, layout: torch.memory_format) -> None:
+        self._format = layout
+        self.module.to(memory_format=layout)
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Weights and the optimiser's tensors ("optimizer.<i>.<name>")."""

@@ -19,8 +19,9 @@ import backends
 from backends import messages
 from backends.messages import Arrays
 from zoo import data, model, training
-from zoo.errors import MachineError, ZooError
-from zoo.network import Network
+from zoo.errors import MachineError, NotSupported, ZooError
+from zoo.network import ComparableNetwork, Network
+from zoo.recipe import Recipe
 
 PROGRESS_SECONDS = 0.1
 HOME_PREFIX = "zoo-worker-"  # of the temporary folder that is a worker's KERAS_HOME
@@ -33,12 +34,29 @@ class Worker:
         self.backend = backends.load(name)
         self.output = output
         self.network: Network | None = None
+        self.recipe: Recipe | None = None
         self.split: data.Split | None = None
 
     def current(self) -> Network:
         if self.network is None:
             raise RuntimeError("no network was built yet")
         return self.network
+
+    def comparable(self) -> ComparableNetwork:
+        network = self.current()
+        if not isinstance(network, ComparableNetwork):
+            raise NotSupported(f"the backend {self.backend.name!r} does not show its gradients")
+        return network
+
+    def current_recipe(self) -> Recipe:
+        if self.recipe is None:
+            raise RuntimeError("no network was built yet")
+        return self.recipe
+
+    def current_split(self) -> data.Split:
+        if self.split is None:
+            raise RuntimeError("no data was sent yet")
+        return self.split
 
     def hello(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """The backend's versions."""
@@ -48,6 +66,7 @@ class Worker:
         """Make the network of a model and its weights the current one."""
         spec = model.from_dict(fields["model"])
         self.network = self.backend.build(spec, arrays, fields["dtype"])
+        self.recipe = spec.recipe
         return {}, {}
 
     def data(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
@@ -66,12 +85,10 @@ class Worker:
                 messages.send(self.output, {"progress": [done, total, loss]})
 
         recipe = model.from_dict(fields["model"]).recipe
-        if self.split is None:
-            raise RuntimeError("no data was sent yet")
         trained = training.train(
             self.current(),
             recipe,
-            self.split,
+            self.current_split(),
             seed=fields["seed"],
             epochs=fields["epochs"],
             progress=progress,
@@ -80,6 +97,31 @@ class Worker:
         tensors |= {f"best/{name}": array for name, array in (trained.best or {}).items()}
         names = ("best_epoch", "accuracy", "loss", "seconds", "history", "epochs")
         return {name: getattr(trained, name) for name in names}, tensors
+
+    def gradients(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """Loss and gradients of the first batch, and which images are in it."""
+        recipe, split = self.current_recipe(), self.current_split()
+        batch = training.step_batch(recipe, fields["seed"], 1, len(split.train_labels))
+        loss, found = self.comparable().gradients(
+            split.train_images[batch], split.train_labels[batch], training.step_seed(fields["seed"], 1)
+        )
+        return {"loss": loss, "batch": batch.tolist()}, found
+
+    def train_step(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """One step of training: its loss, which images were in it, and the weights after it."""
+        network = self.current()
+        loss, batch = training.train_step(network, self.current_recipe(), self.current_split(), **fields)
+        return {"loss": loss, "batch": batch.tolist()}, network.weights()
+
+    def share_masks(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """Let the current network take its dropout's masks from the zoo."""
+        self.comparable().share_masks(self.current_recipe().batch_size)
+        return {}, {}
+
+    def change_layout(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """Let the current network train in another memory layout."""
+        self.comparable().change_layout()
+        return {}, {}
 
     def predict(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """The outputs of the current network for images."""

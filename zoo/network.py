@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -59,6 +59,32 @@ class Network(Protocol):
 
     def restore(self, tensors: Mapping[str, np.ndarray], data: Mapping[str, Any]) -> None:
         """Go back to a state given by `state`."""
+
+
+@runtime_checkable
+class ComparableNetwork(Network, Protocol):
+    """A network whose training can be held beside another's: what `zoo parity` asks for in addition."""
+
+    def gradients(
+        self, images: np.ndarray, labels: np.ndarray, seed: int = 0
+    ) -> tuple[float, dict[str, np.ndarray]]:
+        """The recipe's loss over these images and its gradients, by the names of the weights.
+
+        Layers compute as in the first step of an epoch with this seed. Nothing is updated.
+        """
+
+    def share_masks(self, batch_size: int) -> None:
+        """From now on dropout takes its masks from zoo.randomness.dropout_mask, equal everywhere.
+
+        The masks of step k of an epoch are those of (the epoch's seed, k, the layer's path).
+        batch_size: the most images of a step.
+        """
+
+    def change_layout(self) -> None:
+        """Train in another memory layout from now on: the same formulas with other roundings.
+
+        Raises NotSupported where the framework has but one.
+        """
 
 
 class Backend(Protocol):

@@ -8,6 +8,7 @@ never moves another's numbers.
 from __future__ import annotations
 
 import hashlib
+import math
 
 import numpy as np
 
@@ -27,3 +28,12 @@ def permutation(seed: int, purpose: str, count: int) -> np.ndarray:
 def uniform(seed: int, purpose: str, count: int) -> np.ndarray:
     """`count` numbers in [0, 1), float64 with 53 random bits each."""
     return (raw_bits(seed, purpose, count) >> np.uint64(11)) * 2.0**-53
+
+
+def dropout_mask(seed: int, step: int, path: str, rate: float, shape: tuple[int, ...]) -> np.ndarray:
+    """What dropout at `path` multiplies by in one step: 0 with probability `rate`, else 1 / (1 - rate).
+
+    shape: (N, C, H, W) or (N, features). float64.
+    """
+    kept = uniform(seed, f"mask/{step}/{path}", math.prod(shape)) >= rate
+    return kept.reshape(shape) / (1 - rate)

@@ -59,6 +59,18 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return int(raw_bits(seed, f"dropout/{epoch}", 1)[0] >> np.uint64(33))
 
 
+def step_batch(recipe: Recipe, seed: int, step: int, images: int) -> np.ndarray:
+    """The training images of one step, counted from 1 over all epochs: int64 (n,)."""
+    epoch, position = divmod(step - 1, recipe.steps(images))
+    start = position * recipe.batch_size
+    return batch_order(recipe, seed, epoch + 1, images)[start : start + recipe.batch_size]
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of a single step's stochastic layers: an integer below 2**31."""
+    return int(raw_bits(seed, f"dropout/step/{step}", 1)[0] >> np.uint64(33))
+
+
 def cross_entropy(outputs: np.ndarray, labels: np.ndarray) -> float:
     """Mean of -log_softmax(outputs)[label], in float64. outputs: (N, classes), labels: (N,)."""
     z = outputs.astype(np.float64)
@@ -78,6 +90,23 @@ def interval(accuracy: float, images: int, confidence: float = 0.95) -> tuple[fl
     centre = accuracy + z**2 / (2 * images)
     half = z * math.sqrt(accuracy * (1 - accuracy) / images + z**2 / (4 * images**2))
     return (centre - half) / (1 + z**2 / images), (centre + half) / (1 + z**2 / images)
+
+
+def train_step(
+    network: Network, recipe: Recipe, data: Split, *, seed: int, step: int
+) -> tuple[float, np.ndarray]:
+    """Train for one step: its loss, and the indices of its images. Steps count over all epochs."""
+    losses: list[float] = []
+    batch = step_batch(recipe, seed, step, len(data.train_labels))
+    network.train_epoch(
+        data.train_images,
+        data.train_labels,
+        batch,
+        recipe,
+        lambda _, loss, __: losses.append(loss),
+        step_seed(seed, step),
+    )
+    return losses[0], batch
 
 
 def train(

@@ -21,6 +21,7 @@ from zoo import __version__, terminal
 from zoo.cli.catalogue import list_, show
 from zoo.cli.filtering import filter_
 from zoo.cli.options import print_json
+from zoo.cli.parity import parity
 from zoo.cli.plotting import plot
 from zoo.cli.predicting import predict
 from zoo.cli.runs import build, export, report, verify
@@ -74,6 +75,7 @@ for command in (
     show,
     build,
     verify,
+    parity,
     predict,
     plot,
     export,
