@@ -40,22 +40,22 @@ def types(session: nox.Session) -> None:
 @nox.session
 def bare(session: nox.Session) -> None:
     """Everything that works with no framework installed, and what is said about the others."""
-    session.install("-e", ".[tensorboard]", "pytest", "scikit-image")
+    session.install("-e", ".[tensorboard]", "pytest", "ruff", "scikit-image")
     _test(session, "-m", NEITHER, backends="")
 
 
 @nox.session
 def torch(session: nox.Session) -> None:
-    """PyTorch alone."""
+    """PyTorch alone: the tests that use a framework; `bare` has run the others."""
     session.install("-e", ".[torch]", "pytest", "scipy")
-    _test(session, "-m", NEITHER, backends="torch")
+    _test(session, "-m", NEITHER, "--only-frameworks", backends="torch")
 
 
 @nox.session
 def keras(session: nox.Session) -> None:
-    """Keras on TensorFlow alone."""
+    """Keras on TensorFlow alone: the tests that use a framework; `bare` has run the others."""
     session.install("-e", ".[keras]", "pytest", "scipy")
-    _test(session, "-m", NEITHER, backends="keras")
+    _test(session, "-m", NEITHER, "--only-frameworks", backends="keras")
 
 
 @nox.session

@@ -28,6 +28,22 @@ REQUIRED = os.environ.get("ZOO_TEST_BACKENDS")
 FRAMEWORKS = ("torch", "keras")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--only-frameworks",
+        action="store_true",
+        help="only tests that use a framework; the others are the same in the session without any",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--only-frameworks"):
+        using = {"framework", "worker", "workers", "backend"}
+        chosen = [item for item in items if using & set(getattr(item, "fixturenames", ()))]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+        items[:] = chosen
+
+
 def _unavailable(name: str) -> str | None:
     """Why a backend is not tested here; None if it is. Fails if it is required and missing."""
     if REQUIRED is not None and name not in REQUIRED.split(","):
