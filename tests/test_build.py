@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import json
@@ -31,6 +32,20 @@ FILES = {
     "history.csv", "epochs.csv", "README.md", "manifest.json",
     *card.CAPTIONS,
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _lasting_workers(monkeypatch: pytest.MonkeyPatch, _running: dict[str, Worker]) -> None:
+    """Builds share a process per framework: to start one takes most of a short build's time."""
+
+    def lasting(name: str) -> Worker:
+        if name not in _running:
+            _running[name] = Worker(name)
+        shared = copy.copy(_running[name])
+        shared.close = lambda: None  # type: ignore[method-assign]
+        return shared
+
+    monkeypatch.setattr(build, "Worker", lasting)
 
 
 def options(out: Path, **changes: object) -> Options:
@@ -210,6 +225,7 @@ def test_a_worker_that_dies_is_replaced(
         real(self, split)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Worker, "send_data", die_once)
+    monkeypatch.setattr(build, "Worker", Worker)  # processes of its own: one of them dies
     models = [zoo.get(TINY), zoo.get("lenet-dropout")]
     outcomes = build.build(models, [framework], options(tmp_path), lambda _: None)
     assert isinstance(outcomes[0].error, WorkerDied)
