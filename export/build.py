@@ -223,8 +223,10 @@ def _build_one(
             return
         if reason:
             say(f"{label}: {reason}: {'building' if options.pretrained else 'training'} anew")
-        make = _take_pretrained if options.pretrained else _train
-        report, files = make(model, name, dataset, inputs, options, workers, say, bar)
+        if options.pretrained:
+            report, files = _take_pretrained(model, name, dataset, inputs, options, workers, say)
+        else:
+            report, files = _train(model, name, dataset, inputs, options, workers, say, bar)
         run.publish(files, inputs)
         outcome.report = report
 
@@ -268,7 +270,6 @@ def _take_pretrained(
     options: Options,
     workers: _Workers,
     say: Say,
-    bar: Bar | None,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Give a backend the weights of the package and check it: report and files of its run."""
     say(f"{model.name} {name}: pretrained weights, checking")

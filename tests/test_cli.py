@@ -315,9 +315,8 @@ def test_without_any_framework_the_command_is_printed(run) -> None:
     assert run("list").code == 0
     verified = run("verify", "lenet-dropout", "--data", "digits")
     assert verified.code == 0
-    assert (
-        "PASSED 3 of 3" in verified.out
-    )  # the direct export, with and without optimisations, and the shipped file
+    # The direct export, with and without optimisations, and the shipped file.
+    assert "PASSED 3 of 3" in verified.out
 
 
 def test_the_whole_way(run, framework: str, tmp_path: Path) -> None:
