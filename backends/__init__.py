@@ -27,8 +27,10 @@ __all__ = [
     "canonical",
     "distributions",
     "folder_name",
+    "inference_names",
     "install_command",
     "installed",
+    "is_slow",
     "load",
     "names",
     "require",
@@ -64,7 +66,17 @@ _ENTRIES = {
         ("keras", "tensorflow", "tf2onnx"),
     ),
 }
-ENGINES = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}  # keras engine -> import name
+COMPILED = "torch:compile"
+ENGINES: dict[
+    str, dict[str, tuple[str, ...]]
+] = {  # by backend: what it can run on, written keras:jax, and the import names that this needs
+    "torch": {"compile": ("torch",)},
+    "keras": {
+        "tensorflow": ("keras", "tensorflow"),
+        "jax": ("keras", "jax"),
+        "torch": ("keras", "torch"),
+    },
+}
 
 
 def names() -> list[str]:
@@ -80,6 +92,17 @@ def trains(name: str) -> bool:
 def training_names() -> list[str]:
     """The backends that are installed and can train, in their order."""
     return [name for name in _ENTRIES if trains(name) and installed(name)]
+
+
+def inference_names() -> list[str]:
+    """What is installed and only infers: Keras on its other engines, torch compiled."""
+    variants = [f"{base}:{engine}" for base, engines in ENGINES.items() for engine in engines]
+    return [name for name in variants if canonical(name) == name and installed(name)]
+
+
+def is_slow(name: str) -> bool:
+    """Whether a backend takes many seconds before it computes: it compiles the whole network."""
+    return name == COMPILED
 
 
 def distributions(name: str) -> tuple[str, ...]:
@@ -107,10 +130,10 @@ def require(name: str) -> None:
     Raises InvalidInput for an unknown backend or engine. Imports nothing.
     """
     entry, engine = _resolve(name)
-    needs = entry.needs if engine is None else ("keras", ENGINES[engine])
+    needs = entry.needs if engine is None else ENGINES[name.partition(":")[0]][engine]
     missing = [module for module in needs if importlib.util.find_spec(module) is None]
     if missing:
-        install = entry.install if engine is None else f"pip install keras {' '.join(missing)}"
+        install = entry.install if engine is None else f"pip install {' '.join(needs)}"
         checkout = (Path(__file__).parents[1] / "pyproject.toml").is_file()
         if checkout and engine is None:
             install = f"pip install -e '.[{entry.extra}]'"
@@ -124,7 +147,8 @@ def require(name: str) -> None:
 def load(name: str) -> Backend:
     """Import a backend into this process.
 
-    "keras" runs on TensorFlow; "keras:jax" and "keras:torch" are the same code on another engine.
+    "keras" runs on TensorFlow; "keras:jax" and "keras:torch" are the same code on another engine, and
+    "torch:compile" is torch with every network compiled.
     Raises InvalidInput for an unknown name, BackendUnavailable if the framework is missing or
     cannot be imported (with the inner error).
     """
@@ -157,10 +181,10 @@ def folder_name(name: str) -> str:
 
 def _resolve(name: str) -> tuple[_Entry, str | None]:
     base, colon, engine = name.partition(":")
-    if base not in _ENTRIES or (colon and base != "keras"):
+    if base not in _ENTRIES or (colon and base not in ENGINES):
         raise InvalidInput(f"unknown backend {name!r}", "--backend", nearest(name, names()))
-    if colon and engine not in ENGINES:
-        raise InvalidInput(f"unknown keras engine {engine!r}", "--backend", nearest(engine, ENGINES))
+    if colon and engine not in ENGINES[base]:
+        raise InvalidInput(f"unknown {base} engine {engine!r}", "--backend", nearest(engine, ENGINES[base]))
     return _ENTRIES[base], engine or None
 
 

@@ -26,6 +26,7 @@ from zoo import data, errors, machine
 from zoo.errors import MachineError, NotSupported, WorkerDied, ZooError
 from zoo.model import Model
 from zoo.training import Progress, Trained
+from zoo.weights import isolate
 
 # Our own packages must win against others of their names; the framework sees the ordinary path again.
 _BOOT = """
@@ -72,8 +73,10 @@ class Worker:
             "OMP_WAIT_POLICY": "PASSIVE",
             **os.environ,
             "KERAS_HOME": self._home,
+            "TORCHINDUCTOR_CACHE_DIR": self._home,
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",
             "MPLCONFIGDIR": self._home,  # keras imports matplotlib where there is one
-            "KERAS_BACKEND": engine or "tensorflow",
+            "KERAS_BACKEND": engine if engine in backends.ENGINES["keras"] else "tensorflow",
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
             "OPENBLAS_NUM_THREADS": str(threads),
@@ -155,7 +158,7 @@ class Worker:
     def build(self, model: Model, weights: Mapping[str, np.ndarray], dtype: str = "float32") -> RemoteNetwork:
         """The network of a model in the worker; it replaces the one before it."""
         self.ask("build", weights, model=model.to_dict(), dtype=dtype)
-        return RemoteNetwork(self, model)
+        return RemoteNetwork(self, model, weights, dtype)
 
 
 class Step(NamedTuple):
@@ -168,9 +171,13 @@ class Step(NamedTuple):
 class RemoteNetwork:
     """The current network of a worker: the inference side of zoo.network.Network, and training."""
 
-    def __init__(self, worker: Worker, model: Model) -> None:
+    def __init__(
+        self, worker: Worker, model: Model, initial: Mapping[str, np.ndarray], dtype: str = "float32"
+    ) -> None:
         self.worker = worker
         self.model = model
+        self.initial = initial  # the weights that it was built with
+        self.dtype = dtype
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """(N, classes) for images float32 (N, C, H, W) in [0, 1]."""
@@ -180,6 +187,13 @@ class RemoteNetwork:
         """Every layer's output by path, in the order of the model."""
         tensors = self.worker.ask("activations", {"images": images})[1]
         return {node.path: tensors[node.path] for node in self.model.walk()}
+
+    def alone(self, path: str, x: np.ndarray) -> np.ndarray:
+        """The output of one layer for its input x (N, C, H, W) or (N, features), built by itself."""
+        model, weights = isolate(self.model, self.initial, path)
+        images = x.reshape(len(x), *model.input_shape)
+        arrays = {**weights, "images": images}
+        return self.worker.ask("alone", arrays, model=model.to_dict(), dtype=self.dtype)[1]["outputs"]
 
     def weights(self) -> dict[str, np.ndarray]:
         """The current weights in canonical form."""

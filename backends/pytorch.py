@@ -6,6 +6,7 @@ Training follows the recipe's written formulas, which are torch's; every hyper-p
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -366,6 +367,46 @@ class TorchNetwork:
         return x.contiguous(memory_format=self._format)
 
 
+class CompiledTorchNetwork(TorchNetwork):
+    """A model in PyTorch whose whole inference torch.compile turns into one program."""
+
+    def __init__(self, model: Model, weights: Mapping[str, np.ndarray], dtype: str) -> None:
+        super().__init__(model, weights, dtype)
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses CUDA
+        self._compiled = torch.compile(self._every_layer, fullgraph=True, dynamic=True)
+        try:
+            self.activations(np.zeros((2, *model.input_shape), np.float32))
+        except Exception as error:  # no compiler, or whatever one of many passes raises
+            first = str(error).splitlines()[0] if str(error) else ""
+            raise NotSupported(
+                f"torch.compile does not work here: {type(error).__name__}: {first}"
+            ) from error
+
+    def _every_layer(self, x: Tensor) -> list[Tensor]:
+        outputs = []
+        for module in self.module:
+            x = module(x)
+            outputs.append(x)
+        return outputs
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """(N, *model.output_shape) in the network's dtype."""
+        return self._run(images)[-1]
+
+    def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Every layer's output by path, all from the one compiled program."""
+        return dict(zip((node.path for node in self.model.walk()), self._run(images), strict=True))
+
+    def _run(self, images: np.ndarray) -> list[np.ndarray]:
+        with torch.inference_mode():
+            parts = [self._compiled(self._tensor(chunk)) for chunk in _chunks(images)]
+            return [torch.cat(tensors).contiguous().numpy() for tensors in zip(*parts, strict=True)]
+
+    def export_native(self, path: str | Path) -> None:
+        """Always raises NotSupported: torch exports the network as it was before."""
+        raise NotSupported("torch exports a network, not its compiled program; see the backend torch")
+
+
 def _chunks(images: np.ndarray) -> list[np.ndarray]:
     return [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
 
@@ -377,15 +418,20 @@ def _attribute(name: str) -> str:
 
 
 class TorchBackend:
-    """PyTorch as a zoo.network.Backend."""
+    """PyTorch as a zoo.network.Backend; with every network compiled on the engine "compile"."""
 
-    name = "torch"
+    def __init__(self, engine: str | None = None) -> None:
+        self.name = f"torch:{engine}" if engine else "torch"
+        self._network = CompiledTorchNetwork if engine else TorchNetwork
 
     def build(self, model: Model, weights: Mapping[str, np.ndarray], dtype: str = "float32") -> TorchNetwork:
-        """The network of a model; raises UnsupportedLayer if a layer has no rule here."""
+        """The network of a model.
+
+        Raises UnsupportedLayer if a layer has no rule here, NotSupported if it cannot be compiled.
+        """
         if dtype not in DTYPES:
             raise InvalidInput(f"dtype {dtype!r} is neither float32 nor float64")
-        return TorchNetwork(model, weights, dtype)
+        return self._network(model, weights, dtype)
 
     def versions(self) -> dict[str, str]:
         """The versions of torch and of what its exporter uses."""
@@ -397,4 +443,4 @@ def backend(engine: str | None = None) -> TorchBackend:
     """The backend of this module; raises BackendUnavailable if torch is too old."""
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MINIMUM:
         raise BackendUnavailable(f"torch {torch.__version__} is too old", "", "pip install -U torch")
-    return TorchBackend()
+    return TorchBackend(engine)

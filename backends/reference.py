@@ -108,7 +108,7 @@ class ReferenceNetwork:
     def __init__(self, model: Model, weights: Mapping[str, Array]) -> None:
         self.model = model
         self._weights = check(model, weights)
-        self._nodes = [
+        self.nodes = [  # (node, its weights by their names within the layer)
             (
                 node,
                 {
@@ -122,7 +122,7 @@ class ReferenceNetwork:
     def run(self, images: Array) -> Iterator[tuple[str, Array]]:
         """(path, output) of every layer in order, for all images at once."""
         x = images.astype(np.float64)
-        for node, weights in self._nodes:
+        for node, weights in self.nodes:
             x = apply(node.layer, x, weights)
             yield node.path, x
 
@@ -132,7 +132,7 @@ class ReferenceNetwork:
             8 * prod(node.output_shape[-2:]) * node.input_shape[0] * prod(node.layer.kernel)
             if isinstance(node.layer, Conv2d)
             else 8 * prod(node.input_shape)
-            for node, _ in self._nodes
+            for node, _ in self.nodes
         )
         size = max(1, CHUNK_BYTES // largest)
         for start in range(0, len(images), size):
@@ -149,7 +149,7 @@ class ReferenceNetwork:
 
     @property
     def _last(self) -> str:
-        return self._nodes[-1][0].path
+        return self.nodes[-1][0].path
 
     def weights(self) -> dict[str, Array]:
         """The canonical weights."""

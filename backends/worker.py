@@ -127,6 +127,12 @@ class Worker:
         """The outputs of the current network for images."""
         return {}, {"outputs": self.current().predict(arrays["images"])}
 
+    def alone(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """The outputs of another network, built for this request only, for images."""
+        images = arrays.pop("images")
+        network = self.backend.build(model.from_dict(fields["model"]), arrays, fields["dtype"])
+        return {}, {"outputs": network.predict(images)}
+
     def activations(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """Every layer's output of the current network for images."""
         return {}, self.current().activations(arrays["images"])

@@ -19,7 +19,8 @@ import pytest
 import export as exporting
 import zoo
 from backends.client import Worker
-from export import artifacts, build, card, crosscheck
+from export import artifacts, build, card
+from export.crosscheck import verification
 from export.build import Options
 from zoo import weights
 from zoo.errors import CheckFailed, DataError, Diverged, InvalidInput, MachineError, WorkerDied
@@ -179,7 +180,7 @@ def test_a_disagreement_publishes_nothing(
     model = zoo.get(TINY)
     good, _ = built(model, framework, options(tmp_path))
     kept = {path.name: path.read_bytes() for path in good.path.iterdir()}
-    monkeypatch.setattr(crosscheck, "to_onnx", _wrong_bias)
+    monkeypatch.setattr(verification, "to_onnx", _wrong_bias)
     for out in (tmp_path, tmp_path / "fresh"):
         outcome, said = built(model, framework, options(out, seed=1))
         assert isinstance(outcome.error, CheckFailed)
@@ -322,7 +323,7 @@ def test_export_to_a_file(
     path.write_bytes(proto.SerializeToString())
     with pytest.raises(DataError, match="carries no spec"):
         artifacts.read_onnx(path)
-    monkeypatch.setattr(crosscheck, "to_onnx", _wrong_bias)
+    monkeypatch.setattr(verification, "to_onnx", _wrong_bias)
     with pytest.raises(CheckFailed, match="onnx direct disagrees.*nothing was written"):
         artifacts.export(source, artifacts.Target(tmp_path / "wrong.onnx"), images)
     assert not (tmp_path / "wrong.onnx").exists()

@@ -375,9 +375,9 @@ def test_one_failure_among_several_decides_the_code(run, framework: str, tmp_pat
 def test_a_failed_check_exits_1(run, monkeypatch: pytest.MonkeyPatch) -> None:
     from test_build import _wrong_bias
 
-    from export import crosscheck
+    from export.crosscheck import verification
 
-    monkeypatch.setattr(crosscheck, "to_onnx", _wrong_bias)
+    monkeypatch.setattr(verification, "to_onnx", _wrong_bias)
     result = run("verify", "lenet-dropout", "--weights", "init", "--data", "digits", "-b", "reference")
     assert result.code == 1
     assert "FAILED" in result.out

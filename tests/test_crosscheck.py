@@ -14,7 +14,7 @@ import zoo
 from backends.client import Worker
 from backends.reference import ReferenceNetwork
 from export import crosscheck
-from export.crosscheck import compare, decide, examine, judge, probes
+from export.crosscheck import compare, decide, examine, judge, probes, verification
 from export.graph import serialize, to_layers_onnx, to_onnx
 from export.session import Session
 from export.tables import verify_lines
@@ -246,8 +246,10 @@ def test_faults_in_the_onnx_file(images: np.ndarray, monkeypatch: pytest.MonkeyP
 
     for change, culprit in ((pads, "conv2"), (stale, "dense1")):
         with monkeypatch.context() as patched:
-            patched.setattr(crosscheck, "to_onnx", lambda *a, c=change: altered(to_onnx(*a), c))
-            patched.setattr(crosscheck, "to_layers_onnx", lambda *a, c=change: altered(to_layers_onnx(*a), c))
+            patched.setattr(verification, "to_onnx", lambda *a, c=change: altered(to_onnx(*a), c))
+            patched.setattr(
+                verification, "to_layers_onnx", lambda *a, c=change: altered(to_layers_onnx(*a), c)
+            )
             report = export.verify(model, weights, backends=[], images=images)
         assert not report.passed
         assert report.verdict(crosscheck.DIRECT).culprit == culprit
@@ -266,14 +268,18 @@ def test_verify_asks_every_backend(framework: str, model: Model) -> None:
     assert witnesses == [
         crosscheck.DIRECT,
         crosscheck.UNOPTIMIZED,
+        crosscheck.EVALUATOR,
         framework,
-        crosscheck.native_name(framework),
+        native := crosscheck.native_name(framework),
+        f"{native}, unoptimized",
     ]
     data = report.to_dict()
     assert data["passed"] is True
-    assert data["witnesses"][2]["layers"].keys() == {node.path for node in model.walk()}
-    assert data["witnesses"][3]["identical_to_direct"] is True
-    assert "PASSED 4 of 4" in verify_lines(report, "initial weights")
+    assert data["suspects"] == []
+    assert data["witnesses"][3]["layers"].keys() == {node.path for node in model.walk()}
+    assert data["witnesses"][3]["batches"]["sizes"] == [1, 2, 3, 7, 64]
+    assert data["witnesses"][4]["identical_to_direct"] is True
+    assert "PASSED 6 of 6" in verify_lines(report, "initial weights")
 
 
 def test_a_crashed_witness_is_reported_and_the_rest_goes_on(
@@ -312,4 +318,6 @@ def test_files_are_run_as_they_are(images: np.ndarray) -> None:
             node.op_type = "Sigmoid"
     files = {"honest": honest, "tampered": serialize(proto), "junk": b"junk"}
     report = export.verify(model, weights, [], images, files=files)
-    assert [verdict.passed for verdict in report.verdicts] == [True, True, True, False, False]
+    names = ["honest", "tampered", "junk"]
+    assert [report.verdict(name).passed for name in names] == [True, False, False]
+    assert report.suspects == ["junk", "tampered"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from zoo.errors import DataError
+from zoo.layers import Flatten, Layer
 from zoo.model import Model, iter_weights
 from zoo.randomness import uniform
 
@@ -67,6 +69,24 @@ def check(model: Model, weights: Mapping[str, np.ndarray], where: object = "weig
             "use weights that were saved for this model",
         )
     return {name: np.ascontiguousarray(weights[name]) for name in expected}
+
+
+def isolate(model: Model, weights: Mapping[str, np.ndarray], path: str) -> tuple[Model, Weights]:
+    """One layer as a model of its own, without labels, and its weights.
+
+    The layer is called "layer" there. Where it takes a vector (features,), the model takes images
+    (features, 1, 1) and flattens them first.
+    """
+    node = next(node for node in model.walk() if node.path == path)
+    layers: tuple[Layer, ...] = (replace(node.layer, name="layer"),)
+    shape = node.input_shape
+    if len(shape) == 1:
+        shape, layers = (*shape, 1, 1), (Flatten(), *layers)
+    own = {
+        f"layer.{weight.name}": weights[f"{path}.{weight.name}"]
+        for weight in node.layer.weights(node.input_shape)
+    }
+    return Model(model.name, shape, layers, model.recipe, labels=()), own
 
 
 def digest(weights: Mapping[str, np.ndarray]) -> str:

@@ -1,0 +1,216 @@
+"""What a wrong layer looks like: the usual mistakes, tried one after another on the reference.
+
+A mistake that reproduces the witness's output is named, as a hint for the reader. It never makes a
+comparison pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import singledispatch
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from backends.reference import apply
+from export.crosscheck.comparison import outer_limit
+from zoo.errors import ZooError
+from zoo.layers import (
+    AvgPool2d,
+    Conv2d,
+    Dense,
+    Dropout,
+    Flatten,
+    Layer,
+    MaxPool2d,
+    Normalize,
+    ReLU,
+    Softmax,
+)
+from zoo.model import Model, Node
+
+Array = np.ndarray
+Tried = Iterator[tuple[str, Callable[[], Array]]]
+
+
+def explain(
+    model: Model, node: Node, weights: Mapping[str, Array], x: Array, got: Array, own: Array | None
+) -> str:
+    """The mistake that turns the layer's input x (float64) into `got`, in words; "" if none is known.
+
+    own: what an honest layer may differ, element by element; None where it computes exactly.
+    """
+    if got.ndim == 0 or len(got) != len(x) or not np.isfinite(got).all():
+        return ""
+    honest = apply(node.layer, x, weights)
+    for sentence, mistaken in (*_mistakes(node.layer, x, weights, model, node), *_of_any_layer(honest)):
+        try:
+            y = mistaken()
+        except (ZooError, ValueError, IndexError):  # the mistake is impossible here
+            continue
+        if y.shape == got.shape:
+            limit = outer_limit(honest) if own is None or own.shape != y.shape else 2 * own
+            difference = np.abs(got - y)
+            if (difference <= limit).all():
+                return f"looks like {sentence}: then it differs by {difference.max():.1e} only"
+    return ""
+
+
+def _of_any_layer(honest: Array) -> Tried:
+    if honest.ndim == 4:
+        yield "height and width exchanged", lambda: honest.swapaxes(2, 3)
+        yield "channels in reverse order", lambda: honest[:, ::-1]
+    else:
+        yield "features in reverse order", lambda: honest[:, ::-1]
+    yield "the first image's result for every image", lambda: np.repeat(honest[:1], len(honest), axis=0)
+    yield "values rounded to float16", lambda: honest.astype(np.float16).astype(np.float64)
+
+
+@singledispatch
+def _mistakes(layer: Layer, x: Array, w: Mapping[str, Array], model: Model, node: Node) -> Tried:
+    yield from ()
+
+
+@_mistakes.register
+def normalize(layer: Normalize, x: Array, w: Mapping[str, Array], model: Model, node: Node) -> Tried:
+    mean, scale = (np.array(values).reshape(1, -1, 1, 1) for values in (layer.mean, layer.scale))
+    yield "no normalisation", lambda: x
+    yield "normalisation twice", lambda: apply(layer, apply(layer, x, w), w)
+    yield "a mean that is not subtracted", lambda: x * scale
+    yield "a scale that is not applied", lambda: x - mean
+    yield "division by the scale", lambda: (x - mean) / scale
+
+
+@_mistakes.register
+def conv2d(layer: Conv2d, x: Array, w: Mapping[str, Array], model: Model, node: Node) -> Tried:
+    kernel = w["weight"]
+
+    def other(**weights: Array) -> Callable[[], Array]:
+        return lambda: apply(layer, x, {**w, **weights})
+
+    def elsewhere(**fields: Any) -> Callable[[], Array]:
+        return lambda: apply(replace(layer, **fields), x, w)
+
+    yield from _bias(other, w)
+    if kernel.shape[2] == kernel.shape[3]:
+        yield "kernel height and width exchanged", other(weight=kernel.swapaxes(2, 3))
+        yield "kernel exchanged and flipped", other(weight=kernel.swapaxes(2, 3)[..., ::-1, ::-1])
+    yield "kernel flipped, as a true convolution does", other(weight=kernel[..., ::-1, ::-1])
+    yield "kernel flipped top to bottom", other(weight=kernel[..., ::-1, :])
+    yield "kernel flipped left to right", other(weight=kernel[..., ::-1])
+    yield "input channels in reverse order", other(weight=kernel[:, ::-1])
+    yield "input channels shifted by one", other(weight=np.roll(kernel, 1, axis=1))
+    yield "filters in reverse order", other(weight=kernel[::-1])
+    if kernel.shape[0] == kernel.shape[1]:
+        yield "input and output channels exchanged", other(weight=kernel.swapaxes(0, 1))
+    yield "weights rounded to float16", other(**_halved(w))
+    top, left, bottom, right = layer.padding
+    yield "padding on the opposite sides", elsewhere(padding=(bottom, right, top, left))
+    yield "padding of height and width exchanged", elsewhere(padding=(left, top, right, bottom))
+    yield "no padding", elsewhere(padding=0)
+    yield "strides of height and width exchanged", elsewhere(stride=layer.stride[::-1])
+
+
+@_mistakes.register
+def relu(layer: ReLU, x: Array, w: Mapping[str, Array], model: Model, node: Node) -> Tried:
+    yield "no ReLU", lambda: x
+    for slope in (0.01, 0.1, 0.2, 0.3):
+        yield f"a leaky ReLU of slope {slope}", lambda s=slope: np.where(x > 0, x, s * x)  # type: ignore[misc]
+    yield "ReLU6", lambda: np.clip(x, 0, 6)
+    yield "an absolute value", lambda: np.abs(x)
+    yield "a sigmoid", lambda: 1 / (1 + np.exp(-np.clip(x, -700, 700)))
+    yield "tanh", lambda: np.tanh(x)
+
+
+@_mistakes.register
+def max_pool2d(layer: MaxPool2d, x: Array, w: Mapping[str, Array], model: Model, node: Node) -> Tried:
+    yield "an average pool", lambda: apply(AvgPool2d(layer.size, layer.stride), x, w)
+    yield from _pool(layer, x, w)
+
+
+@_mistakes.register
+def avg_pool2d(layer: AvgPool2d, x: Array, w: Mapping[str, Array], model: Model, node: Node) -> Tried:
+    yield "a max pool", lambda: apply(MaxPool2d(layer.size, layer.stride), x, w)
+    yield "a sum that is not divided", lambda: apply(layer, x, w) * prod(layer.size)
+    yield from _pool(layer, x, w)
+
+
+def _pool(layer: MaxPool2d | AvgPool2d, x: Array, w: Mapping[str, Array]) -> Tried:
+    yield (
+        "windows counted from the opposite corner",
+        lambda: apply(layer, x[..., ::-1, ::-1], w)[..., ::-1, ::-1],
+    )
+    yield "windows shifted by one pixel", lambda: apply(layer, np.roll(x, (-1, -1), axis=(2, 3)), w)
+
+
+@_mistakes.register
+def dropout(layer: Dropout, x: Array, w: Mapping[str, Array], model: Model, node: Node) -> Tried:
+    kept = 1 - layer.rate
+    yield "a dropout that scales although it drops nothing", lambda: x * kept
+    yield "a dropout that scales up although it drops nothing", lambda: x / kept
+
+
+@_mistakes.register
+def flatten(layer: Flatten, x: Array, w: Mapping[str, Array], model: Model, node: Node) -> Tried:
+    yield "(H, W, C) order where (C, H, W) is meant", lambda: x.transpose(0, 2, 3, 1).reshape(len(x), -1)
+    yield "(C, W, H) order where (C, H, W) is meant", lambda: x.swapaxes(2, 3).reshape(len(x), -1)
+
+
+@_mistakes.register
+def dense(layer: Dense, x: Array, w: Mapping[str, Array], model: Model, node: Node) -> Tried:
+    matrix = w["weight"]
+
+    def other(**weights: Array) -> Callable[[], Array]:
+        return lambda: apply(layer, x, {**w, **weights})
+
+    yield from _bias(other, w)
+    shape = _flattened(model, node)
+    if shape is not None:
+        for there, order in (("(H, W, C)", (0, 2, 3, 1)), ("(C, W, H)", (0, 1, 3, 2))):
+            mixed = matrix.reshape(len(matrix), *shape).transpose(order).reshape(len(matrix), -1)
+            yield f"rows in {there} order where (C, H, W) is meant", other(weight=mixed)
+            back = tuple(shape[axis - 1] for axis in order[1:])
+            undone = matrix.reshape(len(matrix), *back).transpose(0, *(order.index(i) for i in (1, 2, 3)))
+            yield f"(C, H, W) rows taken for {there}", other(weight=undone.reshape(len(matrix), -1))
+    if matrix.shape[0] == matrix.shape[1]:
+        yield "the matrix transposed", other(weight=matrix.T)
+    yield "units in reverse order", other(weight=matrix[::-1])
+    yield "weights rounded to float16", other(**_halved(w))
+
+
+@_mistakes.register
+def softmax(layer: Softmax, x: Array, w: Mapping[str, Array], model: Model, node: Node) -> Tried:
+    yield "no softmax", lambda: x
+    yield "softmax twice", lambda: apply(layer, apply(layer, x, w), w)
+    yield "a log-softmax", lambda: np.log(apply(layer, x, w))
+    yield "softmax over the batch", lambda: apply(layer, x.T, w).T
+    yield "a sigmoid", lambda: 1 / (1 + np.exp(-np.clip(x, -700, 700)))
+
+
+def _bias(other: Callable[..., Callable[[], Array]], w: Mapping[str, Array]) -> Tried:
+    if "bias" in w:
+        yield "no bias", other(bias=0 * w["bias"])
+        yield "the bias added twice", other(bias=2 * w["bias"])
+        yield "the bias in reverse order", other(bias=w["bias"][::-1])
+        yield "the bias subtracted", other(bias=-w["bias"])
+
+
+def _halved(w: Mapping[str, Array]) -> dict[str, Array]:
+    with np.errstate(over="ignore"):
+        return {name: array.astype(np.float16).astype(np.float64) for name, array in w.items()}
+
+
+def _flattened(model: Model, dense: Node) -> tuple[int, int, int] | None:
+    """The image (C, H, W) whose features a dense layer takes, None if other layers mix them before."""
+    shape = None
+    for node in model.walk():
+        if node.path == dense.path:
+            return shape
+        if isinstance(node.layer, Flatten):
+            channels, height, width = node.input_shape
+            shape = (channels, height, width)
+        elif isinstance(node.layer, (Dense, Softmax)):
+            shape = None
+    return None

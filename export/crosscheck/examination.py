@@ -1,0 +1,196 @@
+"""One witness before the judge: outputs, logits and decisions, every layer, batches, the culprit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from backends.reference import apply
+from export.crosscheck import limits
+from export.crosscheck.comparison import Comparison, compare, decide, worst_of
+from export.crosscheck.diagnosis import explain
+from export.crosscheck.judgement import Judgement, logit_path
+from export.crosscheck.verdict import Batches, LayerVerdict, Verdict
+from export.crosscheck.witnesses import Witness
+from zoo.errors import MachineError, ZooError
+
+BATCHES = (1, 2, 3, 7, 64)
+ULP = 2 * limits.UNIT  # of a value, relative: what a layer that computes exactly may differ
+
+Activations = Callable[[np.ndarray], dict[str, np.ndarray]]
+Alone = Callable[[str, np.ndarray], np.ndarray | None]
+
+
+def examine(
+    name: str,
+    witness: Witness,
+    judgement: Judgement,
+    activations: Activations | None = None,
+    logits: Callable[[np.ndarray], np.ndarray | None] | None = None,
+    alone: Alone | None = None,
+    batches: bool = False,
+    isolated: bool = False,
+    partial: bool = False,
+) -> Verdict:
+    """Compare one witness with the judgement.
+
+    activations: gives the layers' outputs by path, as far as the witness shows them. logits: gives the
+    logits where predict gives probabilities; without it they are taken from activations, for the
+    layers' images. alone: runs one layer by itself; it is asked for the culprit, or for every layer if
+    isolated. batches: also in batches of several sizes. partial: layers may be missing. A witness that
+    crashes gets a verdict as well; MachineError is raised.
+    """
+    verdict = Verdict(name)
+    started = time.perf_counter()
+    try:
+        outputs = witness.predict(judgement.images)
+        verdict.outputs = outputs
+        verdict.output = _output(judgement, outputs)
+        if judgement.output != "features" and not verdict.output.problem:
+            verdict.decisions = decide(outputs, judgement.logits, judgement.decision_limit)
+        inside = activations(judgement.layer_images) if activations else {}
+        if activations and not partial:
+            missing = np.empty(0, np.float32)
+            inside = {path: inside.get(path, missing) for path in judgement.layers}
+        verdict.layers = _layers(judgement, inside)
+        verdict.logits = _logits(judgement, outputs, logits, verdict.layers)
+        if batches:
+            verdict.batches = _batches(witness, judgement)
+        if alone:
+            _isolate(verdict, judgement, alone, isolated)
+        if verdict.culprit is not None:
+            verdict.diagnosis = _diagnosis(judgement, inside, verdict.culprit)
+    except MachineError:
+        raise
+    except ZooError as error:
+        verdict.error = str(error)
+    verdict.seconds = time.perf_counter() - started
+    return verdict
+
+
+def _output(judgement: Judgement, outputs: np.ndarray) -> Comparison:
+    """The outputs under the outer limit; beyond it under the derived one, if that is larger.
+
+    It is where outputs are small differences of large terms, which float32 cannot hold better.
+    """
+    compared = compare(outputs, judgement.outputs)
+    if compared.problem or compared.passed or judgement.derived_limit <= compared.limit:
+        return compared
+    return compare(outputs, judgement.outputs, judgement.derived_limit)
+
+
+def _logits(
+    judgement: Judgement,
+    outputs: np.ndarray,
+    logits: Callable[[np.ndarray], np.ndarray | None] | None,
+    layers: Mapping[str, LayerVerdict],
+) -> Comparison | None:
+    """The logits under their own limit: of all images if they can be had, else of the layers' images."""
+    if judgement.output == "features":
+        return None
+    if judgement.output == "logits":
+        return compare(outputs, judgement.logits, judgement.logit_limit)
+    values = logits(judgement.images) if logits else None
+    if values is not None:
+        return compare(values, judgement.logits, judgement.logit_limit)
+    path = logit_path(judgement.model)
+    return layers[path].output if path in layers else None
+
+
+def _layers(judgement: Judgement, inside: Mapping[str, np.ndarray]) -> dict[str, LayerVerdict]:
+    """Every layer that the witness shows: with what is before it, and on its own input."""
+    own = _local(judgement, inside)
+    return {
+        path: LayerVerdict(compare(inside[path], expected.output, expected.limit), own.get(path))
+        for path, expected in judgement.layers.items()
+        if path in inside
+    }
+
+
+def _local(judgement: Judgement, inside: Mapping[str, np.ndarray]) -> dict[str, Comparison]:
+    """Each shown layer against the judge's layer on the witness's own input, by path.
+
+    Layers that the witness does not show are bridged by the judge's.
+    """
+    found: dict[str, list[Comparison]] = {}
+    start = 0
+    for images in judgement.network.chunks(judgement.layer_images):
+        rows = slice(start, start + len(images))
+        start += len(images)
+        for path, comparison in _local_rows(judgement, images, inside, rows):
+            found.setdefault(path, []).append(comparison)
+    return {path: worst_of(parts) for path, parts in found.items()}
+
+
+def _local_rows(
+    judgement: Judgement, images: np.ndarray, inside: Mapping[str, np.ndarray], rows: slice
+) -> Iterator[tuple[str, Comparison]]:
+    x, before = images.astype(np.float64), None  # before: the allowance of a bridge, None without one
+    for node, weights in judgement.network.nodes:
+        expected = judgement.layers[node.path]
+        y = apply(node.layer, x, weights)
+        got = inside[node.path][rows] if node.path in inside else None
+        if got is None or got.shape != y.shape or not np.isfinite(got).all():
+            start = limits.exact(x) if before is None else before
+            before, x = limits.propagate(node.layer, x, weights, start), y
+            continue
+        if before is not None:
+            limit = limits.propagate(node.layer, x, weights, before).limit
+        elif expected.own is not None:
+            limit = expected.own[rows]
+        else:
+            limit = ULP * np.abs(y) + limits.FLOOR
+        yield node.path, compare(got, y, limit)
+        x, before = got.astype(np.float64), None
+
+
+def _isolate(verdict: Verdict, judgement: Judgement, alone: Alone, everything: bool) -> None:
+    """Run layers by themselves on the reference's input, rounded to float32: the culprit, or all."""
+    wanted = list(judgement.layers) if everything else [verdict.culprit]
+    x = judgement.layer_images
+    for node, weights in judgement.network.nodes:
+        expected = judgement.layers[node.path]
+        if node.path in wanted and node.path in verdict.layers:
+            try:
+                got = alone(node.path, x)
+            except MachineError:
+                raise
+            except ZooError:
+                got = np.empty(0, np.float32)  # as a layer of that shape cannot even be built
+            if got is not None:
+                exact = apply(node.layer, x.astype(np.float64), weights)
+                own = ULP * np.abs(exact) + limits.FLOOR if expected.own is None else expected.own
+                layer = verdict.layers[node.path]
+                compared = compare(got, exact, own)
+                verdict.layers[node.path] = LayerVerdict(layer.output, layer.local, compared)
+        x = expected.output.astype(np.float32)
+
+
+def _batches(witness: Witness, judgement: Judgement) -> Batches:
+    """Image 0 first with the next images, then with the last ones: its row, and all, must not change."""
+    images = judgement.layer_images
+    last = judgement.layers[judgement.model.walk()[-1].path]
+    whole = witness.predict(images)
+    compared, identical = [], True
+    for size in BATCHES:
+        for others in (np.arange(1, size), np.arange(len(images) - size + 1, len(images))):
+            rows = np.concatenate([[0], others % len(images)]).astype(int)
+            got = witness.predict(images[rows])
+            compared.append(compare(got, last.output[rows], last.limit[rows]))
+            identical = identical and np.array_equal(got, whole[rows])
+    return Batches(BATCHES, worst_of(compared), identical)
+
+
+def _diagnosis(judgement: Judgement, inside: Mapping[str, np.ndarray], culprit: str) -> str:
+    """What the culprit's output looks like, given the input that the witness gave it."""
+    x: np.ndarray = judgement.layer_images
+    for node, weights in judgement.network.nodes:
+        if node.path == culprit:
+            own = judgement.layers[culprit].own
+            return explain(judgement.model, node, weights, x.astype(np.float64), inside[culprit], own)
+        shown = inside.get(node.path)
+        usable = shown is not None and shown.shape == judgement.layers[node.path].output.shape
+        x = shown if usable and shown is not None else judgement.layers[node.path].output
+    return ""

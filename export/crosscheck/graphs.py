@@ -1,0 +1,153 @@
+"""Where a spec's layers are in an ONNX graph, whoever exported it, and how to look at one of them.
+
+A graph of the zoo names its tensors after the layers. In a framework's own export the layers are
+found by their order: each has its operators, and a graph that computes anything in between shows no
+more layers from there on. A layer that a graph does not show is simply not compared there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+from export.graph import INPUT, tensor_name
+from zoo.layers import (
+    AvgPool2d,
+    Conv2d,
+    Dense,
+    Dropout,
+    Flatten,
+    Layer,
+    MaxPool2d,
+    Normalize,
+    ReLU,
+    Softmax,
+)
+from zoo.model import Model
+
+# The operators of each layer, in their order; any one of a group. The last of them gives its output.
+OPERATORS: dict[type[Layer], tuple[tuple[str, ...], ...]] = {
+    Normalize: (("Sub",), ("Mul",)),
+    Conv2d: (("Conv",),),
+    ReLU: (("Relu",),),
+    MaxPool2d: (("MaxPool",),),
+    AvgPool2d: (("AveragePool",),),
+    Dropout: (),
+    Flatten: (("Reshape", "Flatten"),),
+    Dense: (("Gemm", "MatMul"),),
+    Softmax: (("Softmax",),),
+}
+SILENT = (
+    "Identity",
+    "Reshape",
+    "Transpose",
+    "Pad",
+    "Shape",
+    "Gather",
+    "Concat",
+    "Cast",
+    "Unsqueeze",
+    "Slice",
+)
+
+
+def layer_tensors(proto: ModelProto, model: Model) -> dict[str, str]:
+    """The tensor that holds each layer's output, by path, as far as the graph shows it."""
+    tensors = {name for node in proto.graph.node for name in node.output}
+    named = {node.path: tensor_name(model, node.path) for node in model.walk()}
+    if set(named.values()) <= tensors:
+        return named
+    return _aligned(proto, model)
+
+
+def expose(proto: ModelProto, tensors: Iterable[str]) -> bytes:
+    """The same graph with more of its tensors as outputs."""
+    shown = onnx.ModelProto()
+    shown.CopyFrom(proto)
+    there = {output.name for output in proto.graph.output} | {INPUT}
+    for name in dict.fromkeys(tensors):
+        if name not in there:
+            shown.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    return bytes(shown.SerializeToString(deterministic=True))
+
+
+def cut(proto: ModelProto, source: str, target: str) -> bytes:
+    """The part of a graph from one tensor to another, both float32, as a model of its own."""
+    needed, nodes = {target}, []
+    for node in reversed(proto.graph.node):
+        if needed & set(node.output):
+            nodes.append(node)
+            needed |= set(node.input) - {source}
+    part = onnx.ModelProto()
+    part.CopyFrom(proto)
+    del part.graph.node[:], part.graph.input[:], part.graph.output[:], part.metadata_props[:]
+    part.graph.node.extend(reversed(nodes))
+    part.graph.input.append(helper.make_tensor_value_info(source, TensorProto.FLOAT, None))
+    part.graph.output.append(helper.make_tensor_value_info(target, TensorProto.FLOAT, None))
+    kept = [tensor for tensor in part.graph.initializer if tensor.name in needed]
+    del part.graph.initializer[:]
+    part.graph.initializer.extend(kept)
+    return bytes(part.SerializeToString(deterministic=True))
+
+
+def _aligned(proto: ModelProto, model: Model) -> dict[str, str]:
+    """Layers by the order of their operators, up to the first that is not where it should be."""
+    shapes = _shapes(proto)
+    path_nodes = _from_image(proto)
+    found: dict[str, str] = {}
+    position, tensor = 0, INPUT
+    for node in model.walk():
+        end = _end(path_nodes, position, OPERATORS.get(type(node.layer)))
+        if end is None:
+            break
+        last = path_nodes[end - 1] if end > position else None
+        if (
+            last is not None
+            and isinstance(node.layer, (Conv2d, Dense))
+            and node.layer.bias
+            and len(last.input) < 3
+        ):
+            if end == len(path_nodes) or path_nodes[end].op_type != "Add":
+                break  # the bias is added somewhere else
+            end, last = end + 1, path_nodes[end]
+        position, tensor = end, last.output[0] if last is not None else tensor
+        if tensor != INPUT and shapes.get(tensor) != list(node.output_shape):
+            break
+        found[node.path] = tensor
+    return found
+
+
+def _end(nodes: Sequence[NodeProto], position: int, groups: tuple[tuple[str, ...], ...] | None) -> int | None:
+    """The position behind a layer's operators, from `position` on; None if another operator is met."""
+    if groups is None:
+        return None
+    for group in groups:
+        while position < len(nodes) and nodes[position].op_type not in group:
+            if nodes[position].op_type not in SILENT:
+                return None
+            position += 1
+        if position == len(nodes):
+            return None
+        position += 1
+    return position
+
+
+def _from_image(proto: ModelProto) -> list[NodeProto]:
+    """The nodes that depend on the image, in topological order."""
+    reached, nodes = {INPUT}, []
+    for node in proto.graph.node:
+        if reached & set(node.input):
+            reached |= set(node.output)
+            nodes.append(node)
+    return nodes
+
+
+def _shapes(proto: ModelProto) -> dict[str, list[int]]:
+    """The inferred shape of every tensor without the batch."""
+    inferred = onnx.shape_inference.infer_shapes(proto).graph
+    return {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]]
+        for value in (*inferred.value_info, *inferred.output)
+    }

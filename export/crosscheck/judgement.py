@@ -1,0 +1,172 @@
+"""What the judge, the float64 reference, says of some images, and what a witness may differ from it.
+
+All images are judged by the final output; every layer is, for a mixture of the first of them with
+noise and probes (export.crosscheck.inputs), under the limits of export.crosscheck.limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from backends.reference import ReferenceNetwork, apply
+from export.crosscheck import limits
+from export.crosscheck.inputs import layer_images
+from export.crosscheck.limits import UNIT, UNITS, product_units
+from zoo.layers import Dense
+from zoo.model import Model
+from zoo.weights import Weights, check
+
+JUDGE = "reference"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One layer of the judge for the images whose layers are compared: arrays (N, ...).
+
+    output: float64. limit, own: see limits.Allowance; own is None where the layer computes exactly.
+    """
+
+    output: np.ndarray
+    limit: np.ndarray
+    own: np.ndarray | None
+
+    def rows(self, rows: np.ndarray) -> Expected:
+        """The same for some of the images."""
+        return Expected(self.output[rows], self.limit[rows], None if self.own is None else self.own[rows])
+
+
+@dataclass
+class Judgement:
+    """What the reference says about images: outputs and logits (N, classes) in float64, and the
+    element-wise limit of the logits.
+
+    Without labels the outputs are (N, *model.output_shape), and the logits and their limit (N, 0).
+    layer_images: those whose every layer is in `layers`, by path.
+    """
+
+    model: Model
+    weights: Weights
+    images: np.ndarray
+    outputs: np.ndarray
+    logits: np.ndarray
+    logit_limit: np.ndarray
+    layer_images: np.ndarray
+    layers: dict[str, Expected]
+
+    @property
+    def output(self) -> str:
+        """What the outputs are: "logits", "probabilities" or "features"."""
+        return self.model.output
+
+    @property
+    def derived_limit(self) -> float:
+        """The largest derived limit of the last layer's output."""
+        return float(self.layers[self.model.walk()[-1].path].limit.max(initial=0))
+
+    @property
+    def decision_limit(self) -> np.ndarray:
+        """What a logit of each image is allowed to differ: (N,). Softmax rounds in addition."""
+        softmax = 2 * UNITS * UNIT if self.output == "probabilities" else 0.0
+        return self.logit_limit.max(axis=1) + softmax * (1 + np.ptp(self.logits, axis=1))
+
+    @cached_property
+    def network(self) -> ReferenceNetwork:
+        """The judge itself."""
+        return ReferenceNetwork(self.model, self.weights)
+
+    def first(self, count: int) -> Judgement:
+        """The same for the first `count` images; the layers stay."""
+        return replace(
+            self,
+            images=self.images[:count],
+            outputs=self.outputs[:count],
+            logits=self.logits[:count],
+            logit_limit=self.logit_limit[:count],
+        )
+
+    def few_layers(self, count: int) -> Judgement:
+        """The same with layers for `count` images, spread over the mixture."""
+        rows = np.unique(np.linspace(0, len(self.layer_images) - 1, count).astype(int))
+        layers = {path: expected.rows(rows) for path, expected in self.layers.items()}
+        return replace(self, layer_images=self.layer_images[rows], layers=layers)
+
+
+def judge(model: Model, weights: Mapping[str, np.ndarray], images: np.ndarray) -> Judgement:
+    """Run the reference over images float32 (N, C, H, W) in [0, 1], a slice at a time."""
+    network = ReferenceNetwork(model, weights)
+    inside = layer_images(model, images)
+    layers = judge_layers(network, inside)
+    path = logit_path(model)
+    nodes = ["", *(node.path for node in model.walk())]
+    before = nodes[nodes.index(path) - 1]
+    outputs, logits, scales = [], [], []
+    for chunk in network.chunks(images):
+        tensors = {"": chunk.astype(np.float64), **dict(network.run(chunk))}
+        outputs.append(tensors[nodes[-1]])
+        y = tensors[path] if model.labels else np.empty((len(chunk), 0))
+        logits.append(y)
+        scales.append(_logit_limit(model, weights, path, tensors[before], y) if model.labels else y)
+    limit = np.concatenate(scales)
+    if model.labels:  # what the layers before add, at most on the images whose layers are known
+        x = inside.astype(np.float64) if before == "" else layers[before].output
+        own = _logit_limit(model, weights, path, x, layers[path].output)
+        limit = limit + np.maximum(layers[path].limit - own, 0).max(axis=0)
+    return Judgement(
+        model,
+        check(model, weights),
+        images,
+        np.concatenate(outputs),
+        np.concatenate(logits),
+        limit,
+        inside,
+        layers,
+    )
+
+
+def judge_layers(network: ReferenceNetwork, images: np.ndarray) -> dict[str, Expected]:
+    """Every layer of the reference for images float32 (N, C, H, W), with its limits, by path."""
+    parts: dict[str, list[Expected]] = {node.path: [] for node, _ in network.nodes}
+    for chunk in network.chunks(images):
+        x = chunk.astype(np.float64)
+        allowed = limits.exact(x)
+        for node, weights in network.nodes:
+            allowed = limits.propagate(node.layer, x, weights, allowed)
+            x = apply(node.layer, x, weights)
+            own = None if allowed.own is None else allowed.own.astype(np.float32)
+            parts[node.path].append(Expected(x, allowed.limit.astype(np.float32), own))
+    return {path: _joined(part) for path, part in parts.items()}
+
+
+def _joined(parts: list[Expected]) -> Expected:
+    own = [part.own for part in parts if part.own is not None]
+    return Expected(
+        np.concatenate([part.output for part in parts]),
+        np.concatenate([part.limit for part in parts]),
+        np.concatenate(own) if own else None,
+    )
+
+
+def logit_path(model: Model) -> str:
+    """The path of the layer that gives the logits: the last one, or the one before a Softmax."""
+    nodes = model.walk()
+    return nodes[-2 if model.output == "probabilities" and len(nodes) > 1 else -1].path
+
+
+def _logit_limit(
+    model: Model, weights: Mapping[str, np.ndarray], path: str, x: np.ndarray, y: np.ndarray
+) -> np.ndarray:
+    """32 u (|W||x| + |b|) of a dense layer with the input x, 256 u max|y| of an image's row otherwise.
+
+    With more than 4,096 features it is more than 32 (export.crosscheck.limits).
+    """
+    layer = next(node.layer for node in model.walk() if node.path == path)
+    if not isinstance(layer, Dense):
+        return np.broadcast_to(8 * UNITS * UNIT * np.abs(y).max(axis=1, keepdims=True), y.shape)
+    scale = np.abs(x) @ np.abs(weights[f"{path}.weight"].astype(np.float64)).T
+    if layer.bias:
+        scale = scale + np.abs(weights[f"{path}.bias"])
+    return product_units(x.shape[1]) * UNIT * scale

@@ -1,0 +1,115 @@
+"""What claims to compute a model: a backend's network, or an ONNX file in onnxruntime or in onnx itself.
+
+All of them give outputs, every layer's output as far as they show it, and one layer alone.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+from onnx.reference import ReferenceEvaluator
+
+from export.crosscheck.graphs import cut, expose, layer_tensors
+from export.crosscheck.judgement import logit_path
+from export.graph import INPUT
+from export.session import Session
+from zoo.errors import CheckFailed
+from zoo.model import Model
+
+EVALUATOR_IMAGES = 64  # of the last part of a mixture; onnx's evaluator takes its time
+
+
+class Witness(Protocol):
+    """Something that claims to compute a model, in float32."""
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """(N, *model.output_shape) for images float32 (N, C, H, W) in [0, 1]."""
+
+
+class GraphWitness:
+    """An ONNX file in onnxruntime.
+
+    layers: the same graph with every layer as an output; without it, it is made from the file.
+    """
+
+    def __init__(
+        self, content: bytes, model: Model, optimize: bool = True, layers: bytes | None = None
+    ) -> None:
+        """Raises DataError if onnxruntime cannot load the file."""
+        self.model = model
+        self.content = content
+        self.optimize = optimize
+        self.session = Session(content, optimize)
+        self._layers = layers
+
+    @cached_property
+    def proto(self) -> ModelProto:
+        """The graph."""
+        return onnx.load_from_string(self.content)
+
+    @cached_property
+    def tensors(self) -> dict[str, str]:
+        """The tensor of each layer that the graph shows, by path."""
+        return layer_tensors(self.proto, self.model)
+
+    @cached_property
+    def _inside(self) -> Session:
+        layers = self._layers or expose(self.proto, self.tensors.values())
+        return Session(layers, self.optimize)
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """The file's first output."""
+        return self.session.predict(images)
+
+    def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """The outputs of the layers that the graph shows, by path."""
+        wanted = dict.fromkeys(name for name in self.tensors.values() if name != INPUT)
+        values = {INPUT: images, **(self._inside.run(images, list(wanted)) if wanted else {})}
+        return {path: values[name] for path, name in self.tensors.items()}
+
+    def logits(self, images: np.ndarray) -> np.ndarray | None:
+        """The input of softmax, where the graph shows it."""
+        name = self.tensors.get(logit_path(self.model))
+        return None if name is None else self._inside.run(images, [name])[name]
+
+    def alone(self, path: str, x: np.ndarray) -> np.ndarray | None:
+        """The output of one layer, cut out of the graph; None where the graph does not show it."""
+        paths = [node.path for node in self.model.walk()]
+        before = {path: self.tensors.get(b) for b, path in pairwise(paths)}
+        source, target = before.get(path, INPUT), self.tensors.get(path)
+        if source is None or target is None:
+            return None
+        if source == target:
+            return x
+        return Session(cut(self.proto, source, target), self.optimize).predict(x)
+
+
+class EvaluatorWitness:
+    """An ONNX graph in onnx's own reference implementation: slow, and nobody's optimiser."""
+
+    def __init__(self, layers: bytes, model: Model) -> None:
+        self.model = model
+        self.proto = onnx.load_from_string(layers)
+        self.tensors = layer_tensors(self.proto, model)
+        self.names = [output.name for output in self.proto.graph.output]
+        self.evaluator = ReferenceEvaluator(self.proto)
+
+    def _run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        try:
+            return dict(zip(self.names, self.evaluator.run(None, {INPUT: images}), strict=True))
+        except Exception as error:  # whatever an operator's implementation raises
+            raise CheckFailed(f"onnx.reference stopped: {type(error).__name__}: {error}") from None
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """The output of the graph."""
+        return self._run(images)[self.model.output]
+
+    def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Every layer's output by path."""
+        values = self._run(images)
+        return {path: values[name] for path, name in self.tensors.items()}
