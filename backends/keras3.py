@@ -126,18 +126,26 @@ def normalize(layer: Normalize, x: Any, path: str, dtype: str) -> Any:
 
 @lower.register
 def conv2d(layer: Conv2d, x: Any, path: str, dtype: str) -> Any:
-    top, left, bottom, right = layer.padding
-    if any(layer.padding):
+    _, height, width, channels = x.shape
+    stride, (top, left, bottom, right) = layer.placement((channels, height, width))
+    if max(top, left, bottom, right) > 0:
         x = keras.layers.ZeroPadding2D(
-            ((top, bottom), (left, right)),
+            ((top, bottom), (left, max(right, 0))),
             data_format="channels_last",
             name=f"{path}.padding",
+            dtype=dtype,
+        )(x)
+    if right < 0:
+        x = keras.layers.Cropping2D(
+            ((0, 0), (0, -right)),
+            data_format="channels_last",
+            name=f"{path}.cropping",
             dtype=dtype,
         )(x)
     return keras.layers.Conv2D(
         layer.filters,
         layer.kernel,
-        strides=layer.stride,
+        strides=stride,
         padding="valid",
         data_format="channels_last",
         dilation_rate=1,

@@ -71,7 +71,7 @@ def normalize(layer: Normalize, input_shape: Shape) -> nn.Module:
 
 
 class _PaddedConv2d(nn.Conv2d):
-    """nn.Conv2d pads opposite sides alike; this one pads each side by its own amount first."""
+    """nn.Conv2d pads opposite sides alike; this one pads (or crops) each side by its own amount first."""
 
     sides: tuple[int, int, int, int]  # left, right, top, bottom: torch's order
 
@@ -81,13 +81,13 @@ class _PaddedConv2d(nn.Conv2d):
 
 @lower.register
 def conv2d(layer: Conv2d, input_shape: Shape) -> nn.Module:
-    top, left, bottom, right = layer.padding
+    stride, (top, left, bottom, right) = layer.placement(input_shape)
     symmetric = (top, left) == (bottom, right)
     module = (nn.Conv2d if symmetric else _PaddedConv2d)(
         in_channels=input_shape[0],
         out_channels=layer.filters,
         kernel_size=layer.kernel,
-        stride=layer.stride,
+        stride=stride,
         padding=(top, left) if symmetric else 0,
         dilation=1,
         groups=1,

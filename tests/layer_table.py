@@ -41,6 +41,17 @@ ROWS: list[Row] = [
     ("conv stride", (Conv2d(3, 3, stride=2),), (2, 8, 7), (3, 3, 3)),
     ("conv stride by axis, padded", (Conv2d(3, 3, (3, 1), (2, 0, 1, 1)),), (2, 7, 5), (3, 3, 4)),
     ("conv 1x1", (Conv2d(5, 1),), (3, 4, 4), (5, 4, 4)),
+    # One column of one channel, with a stride that has no meaning (Conv2d.placement): oneDNN gets it
+    # wrong in channels-last, which PyTorch uses where a model pools.
+    (
+        "conv to a column, padded",
+        (Conv2d(6, (3, 2), (1, 2), (3, 0, 2, 1)), MaxPool2d(1)),
+        (1, 6, 2),
+        (6, 9, 1),
+    ),
+    ("conv to a column, cropped", (Conv2d(3, 3, (1, 4)), MaxPool2d(1)), (1, 6, 5), (3, 4, 1)),
+    ("conv to a column, padded and cropped", (Conv2d(2, 3, (1, 5), 2), AvgPool2d(1)), (1, 5, 3), (2, 7, 1)),
+    ("conv to a column of padding", (Conv2d(2, 3, (1, 9), (0, 4, 0, 0)), MaxPool2d(1)), (1, 6, 4), (2, 4, 1)),
     ("relu", (ReLU(),), (2, 3, 4), (2, 3, 4)),
     ("max pool", (MaxPool2d(2),), (2, 7, 6), (2, 3, 3)),
     ("max pool overlapping", (MaxPool2d(3, 2),), (2, 8, 7), (2, 3, 3)),

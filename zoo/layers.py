@@ -153,6 +153,22 @@ class Conv2d(Layer):
     def window(self) -> tuple[Pair, Pair] | None:
         return self.kernel, self.stride
 
+    def placement(self, input_shape: Shape) -> tuple[Pair, Sides]:
+        """The stride and padding to give a framework; a negative padding crops the input.
+
+        They are the layer's own, except that one channel whose output is one column wide gets no
+        stride along the width and no columns beyond its kernel: the same numbers. With the stride,
+        oneDNN (3.13, brg_conv_fwd:avx512_core, which PyTorch and TensorFlow both run on channels-last
+        float32) reads what is not its own there: 2,042 of 2,071 such convolutions went wrong, with
+        stride 1 and the crop none.
+        """
+        top, left, bottom, _ = self.padding
+        channels, _, width = _image(self, input_shape)
+        if channels == 1 and self.stride[1] > 1 and self.output_shape(input_shape)[2] == 1:
+            left = min(left, self.kernel[1])
+            return (self.stride[0], 1), (top, left, bottom, self.kernel[1] - left - width)
+        return self.stride, self.padding
+
 
 @dataclass(frozen=True)
 class ReLU(Layer):

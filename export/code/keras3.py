@@ -31,7 +31,7 @@ CHUNK = 500  # images at a time, as in backends/keras3.py
 
 
 @singledispatch
-def emit(layer: Layer, path: str) -> tuple[Call, ...]:
+def emit(layer: Layer, input_shape: Shape, path: str) -> tuple[Call, ...]:
     """The construction of one layer: of what prepares its input, if anything, and of itself."""
     raise UnsupportedLayer(f"a program for 'keras' has no rule for {type(layer).__name__}")
 
@@ -50,60 +50,64 @@ class Normalize(layers.Layer):
 
 
 @emit.register
-def normalize(layer: Normalize, path: str) -> tuple[Call, ...]:
+def normalize(layer: Normalize, input_shape: Shape, path: str) -> tuple[Call, ...]:
     arguments = (f"mean={layer.mean}", f"scale={layer.scale}", _named(path))
     return (Call("Normalize", arguments),)
 
 
 @emit.register
-def conv2d(layer: Conv2d, path: str) -> tuple[Call, ...]:
+def conv2d(layer: Conv2d, input_shape: Shape, path: str) -> tuple[Call, ...]:
     arguments = [str(layer.filters), f"kernel_size={pair(layer.kernel)}"]
-    if layer.stride != (1, 1):
-        arguments.append(f"strides={pair(layer.stride)}")
+    stride, (top, left, bottom, right) = layer.placement(input_shape)
+    if stride != (1, 1):
+        arguments.append(f"strides={pair(stride)}")
     if not layer.bias:
         arguments.append("use_bias=False")
     convolution = Call("layers.Conv2D", (*arguments, _named(path)))
-    if not any(layer.padding):
-        return (convolution,)
-    top, left, bottom, right = layer.padding
-    sides = f"(({top}, {bottom}), ({left}, {right}))"
-    return Call("layers.ZeroPadding2D", (sides, _named(f"{path}.padding"))), convolution
+    before = []
+    if max(top, left, bottom, right) > 0:
+        sides = f"(({top}, {bottom}), ({left}, {max(right, 0)}))"
+        before.append(Call("layers.ZeroPadding2D", (sides, _named(f"{path}.padding"))))
+    if right < 0:
+        sides = f"((0, 0), (0, {-right}))"
+        before.append(Call("layers.Cropping2D", (sides, _named(f"{path}.cropping"))))
+    return *before, convolution
 
 
 @emit.register
-def relu(layer: ReLU, path: str) -> tuple[Call, ...]:
+def relu(layer: ReLU, input_shape: Shape, path: str) -> tuple[Call, ...]:
     return (Call("layers.ReLU", (_named(path),)),)
 
 
 @emit.register
-def max_pool2d(layer: MaxPool2d, path: str) -> tuple[Call, ...]:
+def max_pool2d(layer: MaxPool2d, input_shape: Shape, path: str) -> tuple[Call, ...]:
     return (Call("layers.MaxPooling2D", _pool_arguments(layer, path)),)
 
 
 @emit.register
-def avg_pool2d(layer: AvgPool2d, path: str) -> tuple[Call, ...]:
+def avg_pool2d(layer: AvgPool2d, input_shape: Shape, path: str) -> tuple[Call, ...]:
     return (Call("layers.AveragePooling2D", _pool_arguments(layer, path)),)
 
 
 @emit.register
-def dropout(layer: Dropout, path: str) -> tuple[Call, ...]:
+def dropout(layer: Dropout, input_shape: Shape, path: str) -> tuple[Call, ...]:
     return (Call("layers.Dropout", (str(layer.rate), _named(path))),)
 
 
 @emit.register
-def flatten(layer: Flatten, path: str) -> tuple[Call, ...]:
+def flatten(layer: Flatten, input_shape: Shape, path: str) -> tuple[Call, ...]:
     permute = Call("layers.Permute", ("(3, 1, 2)", _named(f"{path}.permute")))
     return permute, Call("layers.Flatten", (_named(path),))
 
 
 @emit.register
-def dense(layer: Dense, path: str) -> tuple[Call, ...]:
+def dense(layer: Dense, input_shape: Shape, path: str) -> tuple[Call, ...]:
     bias = () if layer.bias else ("use_bias=False",)
     return (Call("layers.Dense", (str(layer.units), *bias, _named(path))),)
 
 
 @emit.register
-def softmax(layer: Softmax, path: str) -> tuple[Call, ...]:
+def softmax(layer: Softmax, input_shape: Shape, path: str) -> tuple[Call, ...]:
     return (Call("layers.Softmax", (_named(path),)),)
 
 
@@ -167,7 +171,7 @@ def _build(model: Model) -> str:
         assignment("x", to_nhwc, applied_to="image", comment=shape),
     ]
     for node in model.walk():
-        *before, call = emit(node.layer, node.path)
+        *before, call = emit(node.layer, node.input_shape, node.path)
         lines += [assignment("x", other, applied_to="x") for other in before]
         comment = _channels_last(node.output_shape)
         lines.append(assignment("x", call, applied_to="x", comment=comment))

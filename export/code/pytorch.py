@@ -10,6 +10,7 @@ from functools import singledispatch
 from export.code import source
 from export.code.source import Call, assignment, identifiers, pair, quoted, shown
 from zoo.errors import UnsupportedLayer
+from zoo.fields import Sides
 from zoo.layers import (
     AvgPool2d,
     Conv2d,
@@ -23,7 +24,7 @@ from zoo.layers import (
     Shape,
     Softmax,
 )
-from zoo.model import Model
+from zoo.model import Model, Node
 
 CHUNK = 500  # images at a time, as in backends/pytorch.py
 
@@ -56,10 +57,11 @@ def normalize(layer: Normalize, input_shape: Shape) -> Call:
 @emit.register
 def conv2d(layer: Conv2d, input_shape: Shape) -> Call:
     arguments = [str(input_shape[0]), str(layer.filters), f"kernel_size={pair(layer.kernel)}"]
-    if layer.stride != (1, 1):
-        arguments.append(f"stride={pair(layer.stride)}")
-    if any(layer.padding) and _is_symmetric(layer):
-        arguments.append(f"padding={pair(layer.padding[:2])}")
+    stride, padding = layer.placement(input_shape)
+    if stride != (1, 1):
+        arguments.append(f"stride={pair(stride)}")
+    if any(padding) and _is_symmetric(padding):
+        arguments.append(f"padding={pair(padding[:2])}")
     if not layer.bias:
         arguments.append("bias=False")
     return Call("nn.Conv2d", tuple(arguments))
@@ -101,9 +103,17 @@ def softmax(layer: Softmax, input_shape: Shape) -> Call:
     return Call("nn.Softmax", ("dim=1",))
 
 
-def _is_symmetric(layer: Conv2d) -> bool:
-    top, left, bottom, right = layer.padding
+def _is_symmetric(padding: Sides) -> bool:
+    top, left, bottom, right = padding
     return (top, left) == (bottom, right)
+
+
+def _own_padding(node: Node) -> Sides | None:
+    """The padding that the program applies before a convolution, which pads opposite sides alike."""
+    if not isinstance(node.layer, Conv2d):
+        return None
+    _, padding = node.layer.placement(node.input_shape)
+    return None if _is_symmetric(padding) else padding
 
 
 def _pool_arguments(layer: MaxPool2d | AvgPool2d) -> tuple[str, ...]:
@@ -115,7 +125,7 @@ def program(model: Model) -> str:
     """The PyTorch program of a model; see export.code.program."""
     imports = ["import sys\n", "import numpy as np", "import torch"]
     imports += ["from safetensors.torch import load_file", "from torch import nn"]
-    padded = any(isinstance(layer, Conv2d) and not _is_symmetric(layer) for layer in model.layers)
+    padded = any(_own_padding(node) for node in model.walk())
     imports += ["from torch.nn import functional"] if padded else []
     blocks = [NORMALIZE] if any(isinstance(layer, Normalize) for layer in model.layers) else []
     blocks += [_net(model), _load_weights(model), _predict(model)]
@@ -130,8 +140,8 @@ def _net(model: Model) -> str:
         call = emit(node.layer, node.input_shape)
         construct.append(assignment(attribute, call, comment=shown(node.output_shape), indent=8))
         x = "x"
-        if isinstance(node.layer, Conv2d) and not _is_symmetric(node.layer):
-            top, left, bottom, right = node.layer.padding
+        if padding := _own_padding(node):
+            top, left, bottom, right = padding
             x = f"functional.pad(x, ({left}, {right}, {top}, {bottom}))"
         forward.append(assignment("x", Call(attribute, (x,)), indent=8))
     return "\n".join(
