@@ -3,7 +3,8 @@
 The graph is a pure function of model, weights and the zoo's version: the same bytes whichever
 backend trained them, on every machine. Every node and tensor bears its layer's path; the input is
 `image` float32 [batch, C, H, W] in [0, 1], the output `logits` or `probabilities`, or `features`
-where there are no labels. Preprocessing is inside, because it is a layer.
+where there are no labels. Preprocessing is inside, because it is a layer. Every file carries what
+it can be checked with where it is deployed: test vectors (export/vectors.py) and hashes (export/seal.py).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 import zoo
+from export import expected, seal
 from zoo.errors import UnsupportedLayer
 from zoo.layers import (
     AvgPool2d,
@@ -143,7 +145,11 @@ def to_layers_onnx(model: Model, weights: Mapping[str, np.ndarray]) -> ModelProt
 
 
 def serialize(proto: ModelProto) -> bytes:
-    """The bytes of an ONNX model, the same on every call."""
+    """The bytes of an ONNX model, the same on every call, with their hash in its place if it has one."""
+    return seal.fill(_bytes(proto))
+
+
+def _bytes(proto: ModelProto) -> bytes:
     return bytes(proto.SerializeToString(deterministic=True))
 
 
@@ -157,7 +163,19 @@ def metadata(model: Model, weights: Mapping[str, np.ndarray]) -> dict[str, str]:
         "zoo.input": f"float32 [batch, C, H, W], pixels in [0, 1]{ink}",
         "zoo.weights_sha256": digest(weights),
         "zoo.version": zoo.__version__,
+        **expected.carried(model, weights),
     }
+
+
+def describe(proto: ModelProto, model: Model, weights: Mapping[str, np.ndarray]) -> None:
+    """Give a finished graph its metadata: what it is, its test vectors, and the hashes of it all."""
+    helper.set_model_props(proto, metadata(model, weights))
+    parts = seal.list_of_parts(_bytes(proto))
+    for key, value in ((seal.PARTS, parts), (seal.KEY, seal.ZEROS)):
+        proto.metadata_props.add(key=key, value=value)
+    found = seal.digest(_bytes(proto))
+    assert found is not None
+    proto.metadata_props[-1].value = found[1]
 
 
 def _to_onnx(model: Model, weights: Mapping[str, np.ndarray], every_layer: bool) -> ModelProto:
@@ -188,6 +206,6 @@ def _to_onnx(model: Model, weights: Mapping[str, np.ndarray], every_layer: bool)
         producer_name="cnn-zoo",
         producer_version=zoo.__version__,
     )
-    helper.set_model_props(proto, metadata(model, weights))
+    describe(proto, model, weights)
     onnx.checker.check_model(proto, full_check=True)
     return proto

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
-from export.graph import BATCH, INPUT, IR_VERSION, metadata
+from export.graph import BATCH, INPUT, IR_VERSION, describe
 from zoo.errors import CheckFailed
 from zoo.model import Model
 
@@ -63,7 +63,7 @@ def canonicalize(raw: bytes, model: Model, weights: Mapping[str, np.ndarray]) ->
         producer_name=proto.producer_name,
         producer_version=proto.producer_version,
     )
-    helper.set_model_props(canonical, metadata(model, weights))
+    describe(canonical, model, weights)
     try:
         onnx.checker.check_model(canonical, full_check=True)
     except Exception as error:

@@ -61,6 +61,7 @@ except SystemExit as done:
         ["show", "convnet", "--code", "keras"],
         ["show", "convnet", "--code", "numpy"],
         ["build", "--help"],
+        ["doctor", "--help"],
     ],
     ids=" ".join,
 )
@@ -85,6 +86,21 @@ def test_export_knows_no_framework() -> None:
     modules = loaded("\n".join(f"import export.{name}" for name in names if name != "__init__"))
     assert not modules & {"torch", "tensorflow", "keras", "jax"}
     assert {"export", "backends", "onnx"} <= modules
+
+
+def test_the_doctor_needs_numpy_and_onnxruntime_alone() -> None:
+    modules = loaded("import export.doctor")
+    assert {"numpy", "onnxruntime", "zoo"} <= modules
+    assert not modules & {
+        "onnx",
+        "torch",
+        "tensorflow",
+        "keras",
+        "jax",
+        "matplotlib",
+        "backends",
+        "safetensors",
+    }
 
 
 def test_a_backend_knows_its_framework_alone(framework: str) -> None:

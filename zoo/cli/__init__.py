@@ -19,6 +19,7 @@ import click
 
 from zoo import __version__, terminal
 from zoo.cli.catalogue import list_, show
+from zoo.cli.doctor import doctor
 from zoo.cli.filtering import filter_
 from zoo.cli.options import print_json
 from zoo.cli.parity import parity
@@ -79,6 +80,7 @@ for command in (
     predict,
     plot,
     export,
+    doctor,
     report,
     filter_,
     data,
