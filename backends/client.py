@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ import backends
 from backends import messages
 from backends.worker import HOME_PREFIX
 from zoo import data, errors, machine
-from zoo.errors import MachineError, NotSupported, WorkerDied, ZooError
+from zoo.errors import InvalidInput, MachineError, NotSupported, WorkerDied, ZooError
 from zoo.model import Model
 from zoo.training import Progress, Trained
 from zoo.weights import isolate
@@ -189,8 +190,13 @@ class RemoteNetwork:
         return {node.path: tensors[node.path] for node in self.model.walk()}
 
     def alone(self, path: str, x: np.ndarray) -> np.ndarray:
-        """The output of one layer for its input x (N, C, H, W) or (N, features), built by itself."""
+        """The output of one layer for its input x (N, C, H, W) or (N, features), built by itself.
+
+        Raises InvalidInput if this network's layer takes inputs of another shape.
+        """
         model, weights = isolate(self.model, self.initial, path)
+        if x[0].size != prod(model.input_shape):
+            raise InvalidInput(f"{path} takes {model.input_shape}, not {x.shape[1:]}", self.worker.backend)
         images = x.reshape(len(x), *model.input_shape)
         arrays = {**weights, "images": images}
         return self.worker.ask("alone", arrays, model=model.to_dict(), dtype=self.dtype)[1]["outputs"]

@@ -1,11 +1,10 @@
-"""Reports as lines of a terminal: the closing table of a build, the verdicts of a verification."""
+"""The closing table of a build, as lines of a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from export.build import Outcome
-from export.crosscheck import Report, Verdict
 from zoo import terminal
 
 
@@ -56,52 +55,3 @@ def build_table(outcomes: Sequence[Outcome]) -> str:
     verdict = terminal.styled("PASSED", "green") if passed == total else terminal.styled("FAILED", "red")
     lines.append(f"{verdict} {passed} of {total}")
     return "\n".join(lines)
-
-
-def verify_lines(report: Report, origin: str) -> str:
-    """A line per witness, the layers where one disagrees, and the verdict.
-
-    origin: where the weights come from.
-    """
-    lines = [
-        f"{report.model}  {report.parameters:,} parameters  weights: {origin}  "
-        f"judge: reference in float64  inputs: {report.images:,} images"
-    ]
-    width = max(len(verdict.witness) for verdict in report.verdicts)
-    for verdict in report.verdicts:
-        lines += _verdict_lines(verdict, width)
-    failed = sum(not verdict.passed for verdict in report.verdicts)
-    total = sum(not verdict.skipped for verdict in report.verdicts)
-    word = terminal.styled("FAILED", "red") if failed else terminal.styled("PASSED", "green")
-    lines.append(f"{word} {failed or total} of {total}")
-    return "\n".join(lines)
-
-
-def _verdict_lines(verdict: Verdict, width: int) -> list[str]:
-    name = f"  {verdict.witness:{width}}"
-    if verdict.skipped:
-        return [f"{name}  skipped: {verdict.skipped}"]
-    if verdict.error or verdict.output is None:
-        return [f"{name}  {terminal.styled('FAIL', 'red')}  {verdict.error}"]
-    word = terminal.styled("ok  ", "green") if verdict.passed else terminal.styled("FAIL", "red")
-    text = f"{name}  {word}  {verdict.output}"
-    if verdict.output.passed and verdict.output.ratio > 0:
-        text += f" ({1 / verdict.output.ratio:.0f}x below)"
-    if verdict.logits:
-        text += f"  logits {verdict.logits.ratio:.2f} of 1"
-    if verdict.decisions:
-        text += f"  flips {len(verdict.decisions.flips)}"
-        if not verdict.decisions.open:
-            text += ", no decision can differ"
-        else:
-            text += f", open: {', '.join(map(str, verdict.decisions.open[:5]))}"
-    if verdict.identical is not None:
-        text += f"  {'bit-identical to direct' if verdict.identical else 'not bit-identical to direct'}"
-    lines = [text]
-    if verdict.culprit:
-        for path, layer in verdict.layers.items():
-            mark = "  <- first divergence, its inputs match" if path == verdict.culprit else ""
-            lines.append(f"     {path} {layer}{mark}")
-            if mark:
-                break
-    return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -140,7 +141,7 @@ BAD = {
         "no run of cnn-padded (runs); run: zoo build cnn-padded:out_1=4,out_2=4",
     ),
     "pretrained and trained": (["build", "--pretrained", "--epochs", "2"], 2, "--pretrained does not train"),
-    "empty engine": (["build", "-b", "torch:"], 2, "unknown backend 'torch:'"),
+    "empty engine": (["build", "-b", "torch:"], 2, "unknown torch engine ''"),
     "empty keras engine": (["build", "-b", "keras:"], 2, "unknown keras engine ''"),
     "the same folder twice": (["build", "-b", "torch", "convnet", "convnet"], 2, "two models called convnet"),
     "export to a folder": (["export", "convnet", "-o", "."], 2, "not the name of a file"),
@@ -153,6 +154,17 @@ BAD = {
     "a name that is too long": (["verify", "x" * 300, "--data", "digits"], 2, "unknown model"),
     "no such shell": (["completion", "bsh"], 2, "unknown shell 'bsh'; did you mean 'bash'"),
     "no such ONNX file": (["show", "none.onnx"], 4, "no such ONNX file"),
+    "no such layer": (
+        ["verify", TINY, "--weights", "init", "--layer", "conv3"],
+        2,
+        "has no layer 'conv3' (--layer); did you mean 'conv2'",
+    ),
+    "no such report": (
+        ["verify", TINY, "--report", "r.html"],
+        2,
+        "unknown format of a report '.html' (r.html)",
+    ),
+    "no folder for a report": (["verify", TINY, "--report", "none/r.md"], 2, "no such folder (none)"),
 }
 
 
@@ -302,7 +314,7 @@ def test_a_missing_framework(run, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_verify_without_a_framework_checks_the_direct_export(run, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("verify", "lenet-dropout", "--weights", "init", "--data", "digits", "--backend", "reference")
     assert result.code == 0
-    assert "PASSED 2 of 2" in result.out
+    assert "PASSED 3 of 3" in result.out
     assert "no decision can differ" in result.out
 
 
@@ -315,8 +327,8 @@ def test_without_any_framework_the_command_is_printed(run) -> None:
     assert run("list").code == 0
     verified = run("verify", "lenet-dropout", "--data", "digits")
     assert verified.code == 0
-    # The direct export, with and without optimisations, and the shipped file.
-    assert "PASSED 3 of 3" in verified.out
+    # The direct export and the shipped file, with and without optimisations, and onnx's own implementation.
+    assert "PASSED 5 of 5" in verified.out
 
 
 def test_the_whole_way(run, framework: str, tmp_path: Path) -> None:
@@ -381,6 +393,109 @@ def test_a_failed_check_exits_1(run, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("verify", "lenet-dropout", "--weights", "init", "--data", "digits", "-b", "reference")
     assert result.code == 1
     assert "FAILED" in result.out
+
+
+def _published(path: Path, stale: bool = False) -> None:
+    """A run with initial weights; stale: its model.onnx is of other weights."""
+    from export.graph import serialize, to_onnx
+    from zoo import runs, weights
+
+    model = zoo.get(TINY)
+    values = zoo.init_weights(model)
+    files = {
+        "model.onnx": serialize(to_onnx(model, zoo.init_weights(model, 1) if stale else values)),
+        "weights.safetensors": weights.to_bytes(values, {}),
+        "spec.json": model.to_json().encode(),
+        "report.json": b'{"backend": "torch"}',
+    }
+    run = runs.Run(path)
+    with run.lock():
+        run.publish(files, {})
+
+
+def test_the_exit_code_of_a_run_that_is_not_what_it_says(run) -> None:
+    path = Path("runs/cnn-padded/torch")
+    verify = ["verify", path, "--data", "digits", "-b", "reference"]
+    _published(path)
+    result = run(*verify)
+    assert result.code == 0, result.out
+    assert "PASSED 5 of 5" in result.out
+    kept = json.loads((path / "verify.json").read_text())
+    assert kept["command"] == ["zoo", *map(str, verify[:-2]), "--backend", "reference"]
+    by_name = run("verify", TINY, "--data", "digits", "-b", "torch", "--layer", "conv1", "--json")
+    if backends.installed("torch"):  # its own run is found, and said by its path
+        assert by_name.json[0]["command"][2] == str(path)
+    assert run(*verify, "--layer", "conv1").code == 0
+    assert json.loads((path / "verify.json").read_text()) == kept  # which is of everything
+    content = bytearray((path / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (path / "model.onnx").write_bytes(content)
+    assert run(*verify).code == 4
+    other = Path("runs/cnn-padded/keras")
+    _published(other, stale=True)
+    result = run("verify", other, "--data", "digits", "-b", "reference")
+    assert result.code == 1
+    assert f"suspect: the file {other}/model.onnx" in result.out
+    assert "FAILED 2 of 5" in result.out
+
+
+@pytest.mark.parametrize("fault", ["weights", "graph"])
+def test_the_exit_code_of_a_wrong_export(fault: str, run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from export import graph
+    from export.crosscheck import verification
+
+    def other(real):
+        def exporter(model, weights):
+            proto = real(model, zoo.init_weights(model, 1) if fault == "weights" else weights)
+            for node in proto.graph.node:
+                if fault == "graph" and node.op_type == "Relu":
+                    node.op_type = "LeakyRelu"
+            return proto
+
+        return exporter
+
+    verify = ["verify", TINY, "--weights", "init", "--data", "digits", "-b", "reference"]
+    assert run(*verify).code == 0
+    for name in ("to_onnx", "to_layers_onnx"):
+        monkeypatch.setattr(verification, name, other(getattr(graph, name)))
+    result = run(*verify)
+    assert result.code == 1
+    assert "first divergence" in result.out
+    assert "next:" not in result.out
+    again = next(line for line in result.out.splitlines() if "again: " in line).split()[2:]
+    assert run(*again).code == 1
+    assert run(*verify, "--json").code == 1
+
+
+def test_the_exit_code_of_a_wrong_file_of_the_package(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from export.graph import serialize, to_onnx
+    from zoo import pretrained
+
+    model = zoo.get("lenet-dropout")
+    old = serialize(to_onnx(model, zoo.init_weights(model)))
+    monkeypatch.setattr(pretrained, "onnx", lambda _: old)
+    result = run("verify", "lenet-dropout", "--data", "digits", "-b", "reference")
+    assert result.code == 1
+    assert "suspect: the file pretrained lenet-dropout.onnx" in result.out
+
+
+def test_the_exit_code_of_a_backend_that_is_killed(
+    run, framework: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the system does where memory runs out: the others are judged, the crash is named."""
+    from backends.client import RemoteNetwork
+
+    def killed(network: RemoteNetwork, images: np.ndarray) -> np.ndarray:
+        os.kill(network.worker._process.pid, signal.SIGKILL)
+        return real(network, images)
+
+    real = RemoteNetwork.predict
+    monkeypatch.setattr(RemoteNetwork, "predict", killed)
+    result = run("verify", TINY, "--weights", "init", "--data", "digits", "-b", framework)
+    assert result.code == 1
+    assert f"crashed  the backend '{framework}' died while asked to predict: killed" in result.out
+    assert f"suspect: {framework}: it could not be run to the end" in result.out
+    assert "FAILED 1 of 4" in result.out
 
 
 def test_a_bug_of_ours_is_70(run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 
 import numpy as np
 import onnx
@@ -11,14 +13,13 @@ from onnx import numpy_helper
 
 import export
 import zoo
-from backends.client import Worker
+from backends.client import RemoteNetwork, Worker
 from backends.reference import ReferenceNetwork
-from export import crosscheck
+from export import crosscheck, reports
 from export.crosscheck import compare, decide, examine, judge, probes, verification
 from export.graph import serialize, to_layers_onnx, to_onnx
 from export.session import Session
-from export.tables import verify_lines
-from zoo.errors import WorkerDied
+from zoo.errors import InvalidInput, MachineError, WorkerDied
 from zoo.layers import AvgPool2d, Conv2d, Dense, Dropout, Flatten, Layer, MaxPool2d, Normalize, ReLU
 from zoo.model import Model
 from zoo.recipe import SGD, Recipe
@@ -253,7 +254,7 @@ def test_faults_in_the_onnx_file(images: np.ndarray, monkeypatch: pytest.MonkeyP
             report = export.verify(model, weights, backends=[], images=images)
         assert not report.passed
         assert report.verdict(crosscheck.DIRECT).culprit == culprit
-        lines = verify_lines(report, "initial weights")
+        lines = reports.terminal_lines(report.to_dict())
         assert "FAIL" in lines
         assert f"{culprit} " in lines
         assert "first divergence" in lines
@@ -279,7 +280,7 @@ def test_verify_asks_every_backend(framework: str, model: Model) -> None:
     assert data["witnesses"][3]["layers"].keys() == {node.path for node in model.walk()}
     assert data["witnesses"][3]["batches"]["sizes"] == [1, 2, 3, 7, 64]
     assert data["witnesses"][4]["identical_to_direct"] is True
-    assert "PASSED 6 of 6" in verify_lines(report, "initial weights")
+    assert "PASSED 6 of 6" in reports.terminal_lines(report.to_dict())
 
 
 def test_a_crashed_witness_is_reported_and_the_rest_goes_on(
@@ -294,7 +295,125 @@ def test_a_crashed_witness_is_reported_and_the_rest_goes_on(
     assert not report.passed
     assert report.verdict(crosscheck.DIRECT).passed
     assert "SIGSEGV" in report.verdict(framework).error
-    assert "SIGSEGV" in verify_lines(report, "initial weights")
+    assert "SIGSEGV" in reports.terminal_lines(report.to_dict())
+
+
+def test_a_process_that_dies_while_it_is_asked(framework: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own export cannot be had any more; that is said, and nobody else is affected."""
+
+    def die(network: RemoteNetwork, images: np.ndarray) -> dict[str, np.ndarray]:
+        os.kill(network.worker._process.pid, signal.SIGSEGV)
+        return real(network, images)
+
+    real = RemoteNetwork.activations
+    monkeypatch.setattr(RemoteNetwork, "activations", die)
+    model = zoo.get("cnn-padded", out_1=4, out_2=4)
+    report = export.verify(model, zoo.init_weights(model), backends=[framework])
+    crashed = {v.witness: v.error for v in report.verdicts if v.error}
+    assert list(crashed) == [framework, crosscheck.native_name(framework)]
+    assert crashed[framework] == f"the backend '{framework}' died while asked to activations: SIGSEGV"
+    assert crashed[crosscheck.native_name(framework)].endswith("died while asked to export_native: SIGSEGV")
+    assert [v.witness for v in report.verdicts if v.passed] == [
+        crosscheck.DIRECT,
+        crosscheck.UNOPTIMIZED,
+        crosscheck.EVALUATOR,
+    ]
+    assert report.suspects == [framework]
+
+
+def test_a_full_disk_is_no_crash(framework: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise MachineError("cannot write: No space left on device")
+
+    monkeypatch.setattr(RemoteNetwork, "activations", full)
+    model = zoo.get("cnn-padded", out_1=4, out_2=4)
+    with pytest.raises(MachineError, match="No space left"):
+        export.verify(model, zoo.init_weights(model), backends=[framework])
+
+
+def test_some_layers_only(images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They alone decide, and are run alone by whoever can."""
+    model = zoo.get("cnn-padded", out_1=4, out_2=4)
+    weights = zoo.init_weights(model)
+    stale = weights | {"dense1.weight": zoo.init_weights(model, 1)["dense1.weight"]}
+    monkeypatch.setattr(verification, "to_onnx", lambda model, _: to_onnx(model, stale))
+    monkeypatch.setattr(verification, "to_layers_onnx", lambda model, _: to_layers_onnx(model, stale))
+    assert not export.verify(model, weights, [], images).passed
+    report = export.verify(model, weights, [], images, layers=["conv2", "pool1"])
+    assert report.passed
+    for verdict in report.verdicts:
+        assert list(verdict.layers) == ["pool1", "conv2"]
+        assert (verdict.output, verdict.decisions, verdict.batches) == (None, None, None)
+        alone = {path: layer.alone is not None for path, layer in verdict.layers.items()}
+        able = verdict.witness != crosscheck.EVALUATOR
+        assert alone == {"pool1": able, "conv2": able}
+    wrong = export.verify(model, weights, [], images, layers=["dense1"])
+    assert not wrong.passed
+    assert [verdict.culprit for verdict in wrong.verdicts] == ["dense1"] * 3
+    with pytest.raises(InvalidInput, match=r"has no layer 'conv3' \(--layer\); did you mean 'conv[12]'"):
+        export.verify(model, weights, [], images, layers=["conv3"])
+
+
+def test_a_file_that_does_not_show_a_layer_is_skipped(images: np.ndarray) -> None:
+    model = zoo.get("cnn-padded", out_1=4, out_2=4)
+    weights = zoo.init_weights(model)
+    proto = to_onnx(model, weights)
+    hidden = next(node for node in proto.graph.node if node.name == "relu1")
+    hidden.op_type = "Sigmoid"  # from here on no layer is where it should be
+    for node in proto.graph.node:  # and none has its name
+        node.output[:] = [name if name == "logits" else f"t_{name}" for name in node.output]
+        node.input[:] = [
+            f"t_{x}" if f"t_{x}" in {o for n in proto.graph.node for o in n.output} else x for x in node.input
+        ]
+    files = {"other": proto.SerializeToString()}
+    report = export.verify(model, weights, [], images, files=files, layers=["conv2"])
+    assert report.verdict("other").skipped == "it does not show conv2"
+    assert not export.verify(model, weights, [], images, files=files).passed
+
+
+def test_thorough(images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layer alone, and more images for onnx's own implementation."""
+    seen = []
+    real = verification.EvaluatorWitness.predict
+    monkeypatch.setattr(
+        verification.EvaluatorWitness, "predict", lambda self, x: seen.append(len(x)) or real(self, x)
+    )
+    model = zoo.get("cnn-padded", out_1=2, out_2=2)
+    weights = zoo.init_weights(model)
+    many = np.concatenate([images] * 4)
+    for thorough, count in ((False, 64), (True, 96)):
+        said: list[str] = []
+        report = export.verify(model, weights, [], many, thorough=thorough, at_work=said.append)
+        assert seen.pop() == count
+        assert said == ["reference", crosscheck.DIRECT, crosscheck.EVALUATOR]
+        layers = report.verdict(crosscheck.DIRECT).layers.values()
+        assert all((layer.alone is not None) == thorough for layer in layers)
+
+
+def test_suspects_of_a_single_graph(images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who hears one graph only cannot tell a wrong export from a wrong reference; another file can."""
+    model = zoo.get("cnn-padded", out_1=4, out_2=4)
+    weights, other = zoo.init_weights(model), zoo.init_weights(model, 1)
+    files = {"file": serialize(to_onnx(model, other))}
+    monkeypatch.setattr(verification, "to_onnx", lambda model, _: to_onnx(model, other))
+    monkeypatch.setattr(verification, "to_layers_onnx", lambda model, _: to_layers_onnx(model, other))
+    assert export.verify(model, weights, [], images).suspects == ["export"]
+    assert export.verify(model, weights, [], images, files=files).suspects == ["reference"]
+
+
+def test_a_graph_that_nobody_can_load_fails(images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments) -> onnx.ModelProto:
+        proto = to_layers_onnx(*arguments)
+        proto.graph.node[1].op_type = "Krelu"
+        return proto
+
+    for name in ("to_onnx", "to_layers_onnx"):
+        monkeypatch.setattr(verification, name, broken)
+    model = zoo.get("cnn-padded", out_1=4, out_2=4)
+    report = export.verify(model, zoo.init_weights(model), [], images)
+    assert "onnxruntime cannot load" in report.verdict(crosscheck.DIRECT).error
+    assert "Krelu" in report.verdict(crosscheck.EVALUATOR).error
+    assert report.suspects == ["export"]
 
 
 def test_large_weights_do_not_alarm() -> None:
@@ -303,7 +422,7 @@ def test_large_weights_do_not_alarm() -> None:
     for scale in (0.1, 1, 8):
         weights = {k: v * np.float32(scale) for k, v in zoo.init_weights(model, 3).items()}
         report = export.verify(model, weights, backends=[])
-        assert report.passed, verify_lines(report, f"scale {scale}")
+        assert report.passed, reports.terminal_lines(report.to_dict())
     content = serialize(to_onnx(model, weights))
     assert Session(content).predict(probes(model)).shape == (130, 10)
 

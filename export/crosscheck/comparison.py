@@ -89,7 +89,8 @@ def compare(
         return Comparison(nothing, nothing, nothing, problem=f"{bad} values are NaN or infinite")
     difference = np.abs(got.astype(np.float64) - expected)
     allowed = np.asarray(outer_limit(expected) if limit is None else limit, dtype=np.float64)
-    ratios = difference / np.maximum(allowed, np.finfo(np.float64).tiny)
+    with np.errstate(over="ignore"):
+        ratios = difference / np.maximum(allowed, np.finfo(np.float64).tiny)
     worst = np.unravel_index(ratios.argmax(), ratios.shape)
     return Comparison(
         float(difference.max()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import numpy as np
 
@@ -33,33 +33,37 @@ def examine(
     batches: bool = False,
     isolated: bool = False,
     partial: bool = False,
+    only: Collection[str] = (),
 ) -> Verdict:
     """Compare one witness with the judgement.
 
     activations: gives the layers' outputs by path, as far as the witness shows them. logits: gives the
     logits where predict gives probabilities; without it they are taken from activations, for the
     layers' images. alone: runs one layer by itself; it is asked for the culprit, or for every layer if
-    isolated. batches: also in batches of several sizes. partial: layers may be missing. A witness that
-    crashes gets a verdict as well; MachineError is raised.
+    isolated. batches: also in batches of several sizes. partial: layers may be missing. only: nothing but
+    these layers counts; they are run alone as well. A witness that crashes gets a verdict as well;
+    MachineError is raised.
     """
-    verdict = Verdict(name)
+    verdict = Verdict(name, images=len(judgement.layer_images if only else judgement.images))
     started = time.perf_counter()
     try:
-        outputs = witness.predict(judgement.images)
-        verdict.outputs = outputs
-        verdict.output = _output(judgement, outputs)
-        if judgement.output != "features" and not verdict.output.problem:
-            verdict.decisions = decide(outputs, judgement.logits, judgement.decision_limit)
+        if not only:
+            verdict.outputs = witness.predict(judgement.images)
+            _outputs(verdict, judgement, verdict.outputs)
         inside = activations(judgement.layer_images) if activations else {}
         if activations and not partial:
             missing = np.empty(0, np.float32)
             inside = {path: inside.get(path, missing) for path in judgement.layers}
-        verdict.layers = _layers(judgement, inside)
-        verdict.logits = _logits(judgement, outputs, logits, verdict.layers)
-        if batches:
-            verdict.batches = _batches(witness, judgement)
+        layers = _layers(judgement, inside)
+        verdict.layers = {path: layer for path, layer in layers.items() if not only or path in only}
+        if only and not verdict.layers:
+            verdict.skipped = f"it does not show {', '.join(only)}"
+        if verdict.outputs is not None:
+            verdict.logits = _logits(judgement, verdict.outputs, logits, verdict.layers)
+            if batches:
+                verdict.batches = _batches(witness, judgement)
         if alone:
-            _isolate(verdict, judgement, alone, isolated)
+            _isolate(verdict, judgement, alone, isolated or bool(only))
         if verdict.culprit is not None:
             verdict.diagnosis = _diagnosis(judgement, inside, verdict.culprit)
     except MachineError:
@@ -68,6 +72,13 @@ def examine(
         verdict.error = str(error)
     verdict.seconds = time.perf_counter() - started
     return verdict
+
+
+def _outputs(verdict: Verdict, judgement: Judgement, outputs: np.ndarray) -> None:
+    """Judge what a witness gives, and decides, for all images."""
+    verdict.output = _output(judgement, outputs)
+    if judgement.output != "features" and not verdict.output.problem:
+        verdict.decisions = decide(outputs, judgement.logits, judgement.decision_limit)
 
 
 def _output(judgement: Judgement, outputs: np.ndarray) -> Comparison:
@@ -153,19 +164,24 @@ def _isolate(verdict: Verdict, judgement: Judgement, alone: Alone, everything: b
     for node, weights in judgement.network.nodes:
         expected = judgement.layers[node.path]
         if node.path in wanted and node.path in verdict.layers:
-            try:
-                got = alone(node.path, x)
-            except MachineError:
-                raise
-            except ZooError:
-                got = np.empty(0, np.float32)  # as a layer of that shape cannot even be built
-            if got is not None:
-                exact = apply(node.layer, x.astype(np.float64), weights)
-                own = ULP * np.abs(exact) + limits.FLOOR if expected.own is None else expected.own
-                layer = verdict.layers[node.path]
-                compared = compare(got, exact, own)
-                verdict.layers[node.path] = LayerVerdict(layer.output, layer.local, compared)
+            layer = verdict.layers[node.path]
+            exact = apply(node.layer, x.astype(np.float64), weights)
+            own = ULP * np.abs(exact) + limits.FLOOR if expected.own is None else expected.own
+            compared = _alone(alone, node.path, x, exact, own)
+            verdict.layers[node.path] = LayerVerdict(layer.output, layer.local, compared)
         x = expected.output.astype(np.float32)
+
+
+def _alone(alone: Alone, path: str, x: np.ndarray, exact: np.ndarray, own: np.ndarray) -> Comparison | None:
+    """One layer by itself under its own limit; None where the witness has none, a problem if it fails to."""
+    try:
+        got = alone(path, x)
+    except MachineError:
+        raise
+    except ZooError as error:  # as a layer of a wrong shape cannot even be built; or the process died
+        nothing = float("nan")
+        return Comparison(nothing, nothing, nothing, problem=f"not to be run alone: {error}")
+    return None if got is None else compare(got, exact, own)
 
 
 def _batches(witness: Witness, judgement: Judgement) -> Batches:

@@ -7,10 +7,11 @@ more layers from there on. A layer that a graph does not show is simply not comp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from export.graph import INPUT, tensor_name
 from zoo.layers import (
@@ -25,7 +26,7 @@ from zoo.layers import (
     ReLU,
     Softmax,
 )
-from zoo.model import Model
+from zoo.model import Model, Node
 
 # The operators of each layer, in their order; any one of a group. The last of them gives its output.
 OPERATORS: dict[type[Layer], tuple[tuple[str, ...], ...]] = {
@@ -95,32 +96,25 @@ def cut(proto: ModelProto, source: str, target: str) -> bytes:
 def _aligned(proto: ModelProto, model: Model) -> dict[str, str]:
     """Layers by the order of their operators, up to the first that is not where it should be."""
     shapes = _shapes(proto)
-    path_nodes = _from_image(proto)
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    nodes = _from_image(proto)
     found: dict[str, str] = {}
     position, tensor = 0, INPUT
     for node in model.walk():
-        end = _end(path_nodes, position, OPERATORS.get(type(node.layer)))
-        if end is None:
+        end = _end(nodes, position, node.layer)
+        if end is None or not _own_constants(nodes[position:end], node, constants):
             break
-        last = path_nodes[end - 1] if end > position else None
-        if (
-            last is not None
-            and isinstance(node.layer, (Conv2d, Dense))
-            and node.layer.bias
-            and len(last.input) < 3
-        ):
-            if end == len(path_nodes) or path_nodes[end].op_type != "Add":
-                break  # the bias is added somewhere else
-            end, last = end + 1, path_nodes[end]
-        position, tensor = end, last.output[0] if last is not None else tensor
+        tensor = nodes[end - 1].output[0] if end > position else tensor
+        position = end
         if tensor != INPUT and shapes.get(tensor) != list(node.output_shape):
             break
         found[node.path] = tensor
     return found
 
 
-def _end(nodes: Sequence[NodeProto], position: int, groups: tuple[tuple[str, ...], ...] | None) -> int | None:
+def _end(nodes: Sequence[NodeProto], position: int, layer: Layer) -> int | None:
     """The position behind a layer's operators, from `position` on; None if another operator is met."""
+    groups = OPERATORS.get(type(layer))
     if groups is None:
         return None
     for group in groups:
@@ -131,7 +125,28 @@ def _end(nodes: Sequence[NodeProto], position: int, groups: tuple[tuple[str, ...
         if position == len(nodes):
             return None
         position += 1
+    if isinstance(layer, (Conv2d, Dense)) and layer.bias and len(nodes[position - 1].input) < 3:
+        adds = position < len(nodes) and nodes[position].op_type == "Add"
+        return position + 1 if adds else None
     return position
+
+
+def _own_constants(nodes: Sequence[NodeProto], node: Node, constants: Mapping[str, np.ndarray]) -> bool:
+    """Whether operators hold the constants of the layer they are taken for, and all of them.
+
+    Exporters fold one layer into another: a mean into a bias before it, a scale of 1 into nothing.
+    """
+    used = [
+        name for other in nodes if other.op_type not in SILENT for name in other.input if name in constants
+    ]
+    if isinstance(node.layer, Normalize):
+        wanted = (node.layer.mean, node.layer.scale)
+        return len(used) == 2 and all(
+            np.array_equal(constants[name].ravel(), np.asarray(values, np.float32))
+            for name, values in zip(used, wanted, strict=True)
+        )
+    weights = {f"{node.path}.{weight.name}" for weight in node.layer.weights(node.input_shape)}
+    return not weights or {name.removesuffix(".T") for name in used} == weights
 
 
 def _from_image(proto: ModelProto) -> list[NodeProto]:

@@ -41,7 +41,7 @@ def layer_images(model: Model, images: np.ndarray) -> np.ndarray:
     count = max(8, min(LAYER_IMAGES, 2 * len(images), MOST_BYTES // activations))
     pixels = max(1, PIXELS * count // LAYER_IMAGES)
     made = [noise(model, max(1, NOISE * count // LAYER_IMAGES)), *_pixels_and_ramps(model, pixels)]
-    return np.concatenate([images[: count // 2], *made])
+    return np.concatenate([images[: count - sum(map(len, made))], *made])
 
 
 def _pixels_and_ramps(model: Model, count: int) -> tuple[np.ndarray, np.ndarray]:

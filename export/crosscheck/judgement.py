@@ -89,8 +89,11 @@ class Judgement:
         )
 
     def few_layers(self, count: int) -> Judgement:
-        """The same with layers for `count` images, spread over the mixture."""
-        rows = np.unique(np.linspace(0, len(self.layer_images) - 1, count).astype(int))
+        """The same with layers for `count` images: half of them the first, others spread over the rest."""
+        total = len(self.layer_images)
+        first = min(count, total) // 2
+        spread = np.linspace(first, total - 1, min(count, total) - first).astype(int)
+        rows = np.unique(np.concatenate([np.arange(first), spread]))
         layers = {path: expected.rows(rows) for path, expected in self.layers.items()}
         return replace(self, layer_images=self.layer_images[rows], layers=layers)
 

@@ -12,7 +12,7 @@ layer of n = 25,600 (Keras on torch).
 
 Errors of the input go through a layer as well. Elementwise layers and pooling pass on the largest.
 Sums of many errors with signs of their own grow as a root of squares, and what is summed is what
-errors typically are (8 u S), not what a single one may be.
+errors typically are (8 u S), not what a single one may be; a sum of few may meet one at its limit.
 
 One rule per layer, in the order of zoo/layers.py; `x` is the exact input, `w` the layer's weights.
 """
@@ -143,7 +143,8 @@ def _sum(
     carried = np.zeros(())
     if before.typical.any():
         squares = {"weight": w["weight"] ** 2} | ({"bias": 0 * w["bias"]} if layer.bias else {})
-        carried = np.sqrt(np.maximum(apply(layer, before.typical**2, squares), 0))
+        few = sqrt(1 + (UNITS / TYPICAL_UNITS) ** 2 / prod(w["weight"].shape[1:]))
+        carried = few * np.sqrt(np.maximum(apply(layer, before.typical**2, squares), 0))
     return _rounded(units, scale, carried, carried)
 
 

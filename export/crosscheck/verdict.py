@@ -6,7 +6,8 @@ Markdown and JUnit are rendered from it (export.reports).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,18 +45,23 @@ class LayerVerdict:
         """Whether all comparisons are within their limits."""
         return all(part.passed for part in (self.output, self.local, self.alone) if part is not None)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The verdict as JSON data."""
-        data = self.output.to_dict() | {"passed": self.passed}
+    def to_dict(self, located: bool = False) -> dict[str, Any]:
+        """The verdict as JSON data. located: tell the worst element of what passed as well."""
+        data = _compared(self.output, located) | {"passed": self.passed}
         for name in ("local", "alone"):
             part = getattr(self, name)
-            data[name] = None if part is None else part.to_dict()
+            data[name] = None if part is None else _compared(part, located)
         return data
 
     def __str__(self) -> str:
         if not self.output.passed or self.local is None or self.local.passed:
             return str(self.output)
         return f"alone {self.local}"
+
+
+def _compared(part: Comparison, located: bool) -> dict[str, Any]:
+    place = {"worst_index": list(part.worst), "got": part.got, "expected": part.expected}
+    return part.to_dict() | (place if located and not part.problem else {})
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,10 @@ class Batches:
 
 @dataclass
 class Verdict:
-    """What the cross-check says of one witness."""
+    """What the cross-check says of one witness.
+
+    Where only some layers were looked at, there are no output, logits, decisions and batches.
+    """
 
     witness: str
     output: Comparison | None = None
@@ -94,15 +103,19 @@ class Verdict:
     skipped: str = ""  # the reason why there is no such witness
     error: str = ""  # it crashed
     seconds: float = 0.0
+    images: int = 0  # whose output it was asked for; of the layers alone, those whose layers are compared
     outputs: np.ndarray | None = None
+
+    @property
+    def judged(self) -> bool:
+        """Whether anything of it was compared, to the end."""
+        return not self.skipped and not self.error and (self.output is not None or bool(self.layers))
 
     @property
     def passed(self) -> bool:
         """Whether everything that was compared is within its limits."""
-        if self.skipped:
-            return True
-        if self.error or self.output is None:
-            return False
+        if not self.judged:
+            return bool(self.skipped)
         parts = [self.output, self.logits, self.decisions, self.batches, *self.layers.values()]
         return all(part.passed for part in parts if part is not None)
 
@@ -114,14 +127,15 @@ class Verdict:
         first whose output fails.
         """
         for path, layer in self.layers.items():
-            if any(part is not None and not part.passed for part in (layer.local, layer.alone)):
+            parts = (layer.local, layer.alone)
+            if layer.output.problem or any(part is not None and not part.passed for part in parts):
                 return path
         return next((path for path, layer in self.layers.items() if not layer.passed), None)
 
     @property
     def max_ratio(self) -> float:
         """The largest difference as a multiple of its limit; infinity for a crash or a wrong shape."""
-        if self.error or self.output is None:
+        if not self.judged:
             return float("inf")
         parts: list[Comparison | None] = [self.output, self.logits]
         parts += [part for layer in self.layers.values() for part in (layer.output, layer.local, layer.alone)]
@@ -133,13 +147,15 @@ class Verdict:
         if self.skipped or self.error:
             state = {"skipped": self.skipped} if self.skipped else {"error": self.error}
             return {"witness": self.witness, "passed": self.passed, **state}
+        only_layers = self.output is None
         return {
             "witness": self.witness,
             "passed": self.passed,
+            "images": self.images,
             "output": self.output.to_dict() if self.output else None,
             "logits": self.logits.to_dict() if self.logits else None,
             "decisions": self.decisions.to_dict() if self.decisions else None,
-            "layers": {path: layer.to_dict() for path, layer in self.layers.items()},
+            "layers": {path: layer.to_dict(only_layers) for path, layer in self.layers.items()},
             "batches": self.batches.to_dict() if self.batches else None,
             "culprit": self.culprit,
             "diagnosis": self.diagnosis,
@@ -152,7 +168,8 @@ class Verdict:
 class Report:
     """All verdicts on one model with its weights.
 
-    origin, data: where weights and images come from, in words. command: what runs it again.
+    origin, data: where weights and images come from, in words. command: what runs it again. layers:
+    those looked at, where it was not everything. seconds: of all of it; 0 for the witnesses' sum.
     """
 
     model: str
@@ -163,6 +180,8 @@ class Report:
     origin: str = ""
     data: str = ""
     command: list[str] = field(default_factory=list)
+    layers: list[str] = field(default_factory=list)
+    seconds: float = 0.0
     onnx: bytes = b""
     layers_onnx: bytes = b""
     native: dict[str, bytes] = field(default_factory=dict)  # canonical, by backend
@@ -182,8 +201,8 @@ class Report:
         return next(verdict for verdict in self.verdicts if verdict.witness == witness)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON data."""
-        return {
+        """The report as JSON data; figures that are not finite are null."""
+        data = {
             "kind": "verify",
             "model": self.model,
             "parameters": self.parameters,
@@ -192,29 +211,60 @@ class Report:
             "data": self.data,
             "images": self.images,
             "layer_images": self.layer_images,
+            "layers": self.layers,
             "judge": f"{JUDGE} in float64",
             "suspects": self.suspects,
             "command": self.command,
-            "seconds": round(sum(verdict.seconds for verdict in self.verdicts), 3),
-            "witnesses": [verdict.to_dict() for verdict in self.verdicts],
+            "seconds": round(self.seconds or sum(verdict.seconds for verdict in self.verdicts), 3),
+            "witnesses": [verdict.to_dict() | self._again(verdict) for verdict in self.verdicts],
         }
+        finite: dict[str, Any] = _finite(data)
+        return finite
+
+    def _again(self, verdict: Verdict) -> dict[str, list[str]]:
+        """The command that looks at a failed witness and its culprit only."""
+        if verdict.passed or not self.command:
+            return {}
+        plain = verdict.witness.removesuffix(PLAIN)
+        backend = plain.removeprefix(NATIVE)
+        if backend == plain and native_name(plain) not in {other.witness for other in self.verdicts}:
+            backend = JUDGE  # a graph needs no backend
+        layer = ["--layer", verdict.culprit] if verdict.culprit else []
+        return {"again": [*_without(self.command, ("--backend", "--layer")), "--backend", backend, *layer]}
+
+
+def _without(command: Sequence[str], options: Sequence[str]) -> list[str]:
+    """A command without some options, each of which has a value."""
+    kept, words = [], iter(command)
+    for word in words:
+        if word in options:
+            next(words, None)
+        else:
+            kept.append(word)
+    return kept
+
+
+def _finite(data: Any) -> Any:
+    """The same JSON data with null for NaN and infinity, which JSON does not have."""
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def suspects(verdicts: Iterable[Verdict]) -> list[str]:
     """The sides that are wrong: "reference", "export", "onnxruntime", a backend, "<backend> exporter", ...
 
     A fault that several witnesses share is laid to what they share: the direct graph, onnxruntime or its
-    optimisations, a backend. If all fail and agree with each other, it is the reference that stands alone.
+    optimisations, a backend. If sides that know nothing of each other all fail, and fail alike, it is the
+    reference that stands alone.
     """
     heard = [verdict for verdict in verdicts if not verdict.skipped]
     failed = {verdict.witness for verdict in heard if not verdict.passed}
-    if not failed:
-        return []
-    if len(failed) == len(heard) > 1 and _agree(heard):
-        return [JUDGE]
-    return list(
-        dict.fromkeys(_side(witness, failed, {v.witness for v in heard}) for witness in sorted(failed))
-    )
+    everyone = {verdict.witness for verdict in heard}
+    sides = list(dict.fromkeys(_side(witness, failed, everyone) for witness in sorted(failed)))
+    return [JUDGE] if len(sides) > 1 and failed == everyone and _alike(heard) else sides
 
 
 def _side(witness: str, failed: set[str], heard: set[str]) -> str:
@@ -234,14 +284,15 @@ def _side(witness: str, failed: set[str], heard: set[str]) -> str:
     return plain
 
 
-def _agree(verdicts: list[Verdict]) -> bool:
-    """Whether the witnesses' outputs lie closer together than any of them to the reference."""
+def _alike(verdicts: list[Verdict]) -> bool:
+    """Whether failed witnesses all blame one layer, or lie closer together than to the reference."""
+    blamed = {verdict.culprit for verdict in verdicts if verdict.layers}
     outputs = [verdict.outputs for verdict in verdicts if verdict.outputs is not None]
     apart = [v.output.max_abs_diff for v in verdicts if v.output is not None and not v.output.problem]
     if len(outputs) < len(verdicts) or len(apart) < len(verdicts):
         return False
+    if len(blamed) == 1 and None not in blamed:
+        return True
     count = min(map(len, outputs))
-    if len({output.shape[1:] for output in outputs}) > 1:
-        return False
     between = max(float(np.abs(output[:count] - outputs[0][:count]).max()) for output in outputs)
     return 10 * between <= min(apart)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 import backends
 from backends.client import RemoteNetwork, Worker
 from export.crosscheck.examination import examine
-from export.crosscheck.inputs import probes
+from export.crosscheck.inputs import LAYER_IMAGES, probes
 from export.crosscheck.judgement import JUDGE, Judgement, judge
 from export.crosscheck.verdict import (
     DIRECT,
@@ -23,19 +24,28 @@ from export.crosscheck.verdict import (
 from export.crosscheck.witnesses import EVALUATOR_IMAGES, EvaluatorWitness, GraphWitness
 from export.graph import serialize, to_layers_onnx, to_onnx
 from export.native import canonicalize
-from zoo.errors import DataError, MachineError, NotSupported, ZooError
+from zoo.errors import DataError, InvalidInput, MachineError, NotSupported, ZooError, nearest
 from zoo.model import Model
+
+AtWork = Callable[[str], None]
+
+
+def _silent(witness: str) -> None:
+    """Tell nobody who is at work."""
 
 
 @dataclass(frozen=True)
 class Depth:
     """How much is asked of each witness, beside outputs, logits, decisions and layers.
 
-    batches: batches of several sizes. isolated: every layer alone; without it the culprit only.
+    batches: batches of several sizes. isolated: every layer alone; without it the culprit only. layers:
+    nothing but these. second_opinion: how many images onnx's own implementation gets.
     """
 
     batches: bool = False
     isolated: bool = False
+    layers: tuple[str, ...] = ()
+    second_opinion: int = EVALUATOR_IMAGES
 
 
 def verify(
@@ -46,39 +56,84 @@ def verify(
     threads: int | None = None,
     files: Mapping[str, bytes] | None = None,
     isolated: bool = False,
+    layers: Sequence[str] = (),
+    thorough: bool = False,
+    at_work: AtWork = _silent,
 ) -> Report:
     """Hold backends, their own ONNX exports and the direct export to the float64 reference.
 
     backends: names, each run in its own process; default: all that are installed. images: float32
     (N, C, H, W) in [0, 1]; default: seeded noise and asymmetric probes. files: ONNX files that
     claim to compute the model, by name; each is run as it is. isolated: run every layer by itself as
-    well. A witness that crashes is reported and fails; the rest goes on. Raises BackendUnavailable,
-    DataError, UnsupportedLayer.
+    well. layers: look at these only, each also by itself. thorough: isolated, with the slow witnesses, and
+    more images for onnx's own implementation. at_work: told the name of each witness before it is
+    heard. A witness that crashes is reported and fails; the rest goes on. Raises BackendUnavailable,
+    DataError, InvalidInput, UnsupportedLayer.
     """
-    names = list(witness_names() if backends is None else backends)
+    started = time.perf_counter()
+    check_layers(model, layers)
+    names = list(witness_names(thorough) if backends is None else backends)
     images = probes(model) if images is None else np.ascontiguousarray(images, dtype=np.float32)
-    depth = Depth(batches=True, isolated=isolated)
+    if layers:  # these are compared on a few of the images only
+        images = images[:LAYER_IMAGES]
+    few = LAYER_IMAGES if thorough else EVALUATOR_IMAGES
+    depth = Depth(batches=True, isolated=isolated or thorough, layers=tuple(layers), second_opinion=few)
+    at_work(JUDGE)
     judgement = judge(model, weights, images)
+    at_work(DIRECT)
     report = check_direct(model, weights, judgement, depth)
-    report.verdicts.append(second_opinion(report.layers_onnx, judgement))
+    at_work(EVALUATOR)
+    report.verdicts.append(second_opinion(report.layers_onnx, judgement, depth))
     for name, content in (files or {}).items():
-        _check_file(name, content, judgement, depth, report)
+        at_work(name)
+        _check_graph(name, content, judgement, depth, report)
     for name in names:
-        if name == JUDGE:
-            continue
-        with Worker(name, threads) as worker:
-            try:
-                network = worker.build(model, weights)
-            except NotSupported as reason:
-                report.verdicts.append(Verdict(name, skipped=str(reason)))
-                continue
-            except ZooError as error:
-                if error.code != 70:
-                    raise
-                report.verdicts.append(Verdict(name, error=str(error)))
-                continue
-            check_network(name, network, weights, judgement, report, depth)
+        if name != JUDGE:
+            with Worker(name, threads) as worker:
+                _check_backend(worker, weights, judgement, depth, report, at_work)
+    report.seconds = time.perf_counter() - started
     return report
+
+
+def check_layers(model: Model, paths: Sequence[str]) -> None:
+    """Raise InvalidInput for a path that is no layer of the model."""
+    known = [node.path for node in model.walk()]
+    for path in paths:
+        if path not in known:
+            raise InvalidInput(f"{model.title} has no layer {path!r}", "--layer", nearest(path, known))
+
+
+def _check_backend(
+    worker: Worker,
+    weights: Mapping[str, np.ndarray],
+    judgement: Judgement,
+    depth: Depth,
+    report: Report,
+    at_work: AtWork,
+) -> None:
+    """Add the verdicts on a backend, whatever becomes of its process."""
+    name = worker.backend
+    at_work(name)
+    try:
+        network = worker.build(judgement.model, weights)
+        check_network(name, network, weights, judgement, report, depth, at_work)
+    except NotSupported as reason:
+        report.verdicts.append(Verdict(name, skipped=str(reason)))
+    except ZooError as error:
+        killed = isinstance(error, MachineError) and _is_dead(worker)
+        if error.code != 70 and not killed:
+            raise
+        heard = name in {verdict.witness for verdict in report.verdicts}
+        report.verdicts.append(Verdict(native_name(name) if heard else name, error=str(error)))
+
+
+def _is_dead(worker: Worker) -> bool:
+    """Whether a worker answers no more; one that met a full disk still does."""
+    try:
+        worker.versions()
+    except ZooError:
+        return True
+    return False
 
 
 def witness_names(thorough: bool = False) -> list[str]:
@@ -105,17 +160,21 @@ def check_direct(
         len(judgement.layer_images),
         onnx=content,
         layers_onnx=layers,
+        layers=list(depth.layers),
     )
     _check_graph(DIRECT, content, judgement, depth, report, layers)
     return report
 
 
-def second_opinion(layers_onnx: bytes, judgement: Judgement) -> Verdict:
+def second_opinion(layers_onnx: bytes, judgement: Judgement, depth: Depth | None = None) -> Verdict:
     """The verdict on the direct graph in onnx's own implementation, on a few images."""
-    count = min(EVALUATOR_IMAGES, len(judgement.images))
-    few = judgement.few_layers(EVALUATOR_IMAGES).first(count)
-    witness = EvaluatorWitness(layers_onnx, judgement.model)
-    return examine(EVALUATOR, witness, few, witness.activations)
+    depth = depth or Depth()
+    few = judgement.few_layers(depth.second_opinion).first(depth.second_opinion)
+    try:
+        witness = EvaluatorWitness(layers_onnx, judgement.model)
+    except Exception as error:  # whatever onnx says of a graph that is none
+        return Verdict(EVALUATOR, error=f"onnx.reference refuses the graph: {type(error).__name__}: {error}")
+    return examine(EVALUATOR, witness, few, witness.activations, only=depth.layers)
 
 
 def check_network(
@@ -125,6 +184,7 @@ def check_network(
     judgement: Judgement,
     report: Report,
     depth: Depth | None = None,
+    at_work: AtWork = _silent,
 ) -> None:
     """Add the verdicts on a backend's network and on its native export to a report.
 
@@ -143,16 +203,17 @@ def check_network(
         alone=network.alone,
         batches=depth.batches,
         isolated=depth.isolated,
+        only=depth.layers,
     )
     report.verdicts.append(verdict)
     witness = native_name(name)
+    at_work(witness)
     try:
         raw = network.export_native()
         if isinstance(raw, NotSupported):
             report.verdicts.append(Verdict(witness, skipped=str(raw)))
             return
         canonical = serialize(canonicalize(raw, model, weights))
-        GraphWitness(canonical, model)
     except MachineError:
         raise  # a full disk says nothing about the network
     except ZooError as error:
@@ -165,13 +226,6 @@ def check_network(
         found.identical = bool(np.array_equal(found.outputs, direct))
 
 
-def _check_file(name: str, content: bytes, judgement: Judgement, depth: Depth, report: Report) -> None:
-    try:
-        _check_graph(name, content, judgement, depth, report)
-    except DataError as error:
-        report.verdicts.append(Verdict(name, error=str(error)))
-
-
 def _check_graph(
     name: str,
     content: bytes,
@@ -182,11 +236,15 @@ def _check_graph(
 ) -> None:
     """Add the verdicts on an ONNX file in onnxruntime, optimised and as it is written.
 
-    The second is on the first images only. Raises DataError if onnxruntime cannot load it.
+    The second is on the first images only. A file that onnxruntime cannot load fails.
     """
     few = judgement.first(len(judgement.layer_images))
     for witness_name, optimize, seen in ((name, True, judgement), (f"{name}{PLAIN}", False, few)):
-        witness = GraphWitness(content, judgement.model, optimize, layers)
+        try:
+            witness = GraphWitness(content, judgement.model, optimize, layers)
+        except DataError as error:
+            report.verdicts.append(Verdict(witness_name, error=str(error)))
+            return
         report.verdicts.append(
             examine(
                 witness_name,
@@ -198,5 +256,6 @@ def _check_graph(
                 batches=depth.batches and optimize,
                 isolated=depth.isolated,
                 partial=layers is None,
+                only=depth.layers,
             )
         )

@@ -25,8 +25,9 @@ from zoo.cli.options import print_json
 from zoo.cli.parity import parity
 from zoo.cli.plotting import plot
 from zoo.cli.predicting import predict
-from zoo.cli.runs import build, export, report, verify
+from zoo.cli.runs import build, export, report
 from zoo.cli.surroundings import completion, data, env
+from zoo.cli.verifying import verify
 from zoo.errors import InvalidInput, MachineError, ZooError, nearest
 
 BUG = 70

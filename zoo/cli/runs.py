@@ -1,4 +1,4 @@
-"""Runs: build, verify, export."""
+"""Runs: build, export, report."""
 
 from __future__ import annotations
 
@@ -88,65 +88,6 @@ def build(models: Sequence[str], backend_names: Sequence[str], as_json: bool, **
             next_commands(*further)
     if failed and failed[0].error is not None:
         sys.exit(failed[0].error.code)
-
-
-@click.command(
-    epilog="""\b
-Examples:
-  zoo verify cnn-padded
-  zoo verify cnn-padded --weights init
-  zoo verify runs/cnn-padded/torch --data mnist"""
-)
-@click.argument("models", nargs=-1, metavar="[MODEL]...", shell_complete=complete_model)
-@backend_option
-@click.option("--weights", metavar="FILE|RUN|pretrained|init", help=WEIGHTS)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the weights with init.")
-@data_option
-@out_option
-@json_option
-def verify(
-    models: Sequence[str],
-    backend_names: Sequence[str],
-    weights: str | None,
-    seed: int,
-    data: str,
-    data_dir: str | None,
-    out: Path,
-    as_json: bool,
-) -> None:
-    """Hold backends and ONNX exports of MODELs to the float64 reference, layer by layer.
-
-    Every witness gets the same weights and all test images. Exits 1 if any disagrees.
-    """
-    check_packages()
-    from export import artifacts, crosscheck
-    from export.tables import verify_lines
-    from zoo import data as data_sets
-
-    chosen = chosen_backends(backend_names, needed=False)
-    whose = chosen[0] if len(backend_names) == 1 and backend_names[0] != "all" else None
-    sources = [
-        artifacts.find(model, weights, out, seed, terminal.say, whose) for model in models or documented()
-    ]
-    dataset = data_sets.load(data, data_dir, terminal.say)
-    for source in sources:
-        data_sets.check_fits(source.model, dataset)
-    images = data_sets.to_float(dataset.test_images)
-    reports = []
-    for source in sources:
-        report = crosscheck.verify(source.model, source.weights, chosen, images, files=source.files)
-        reports.append(report)
-        if not as_json:
-            click.echo(verify_lines(report, source.origin))
-    if as_json:
-        print_json([report.to_dict() for report in reports])
-    for source, report in zip(sources, reports, strict=True):
-        artifacts.keep_report(source, report)
-    run = next((source.run for source in sources if source.run), None)
-    if run and not as_json:
-        next_commands(["zoo", "export", str(run), "-o", f"{sources[0].model.name}.onnx"])
-    if not all(report.passed for report in reports):
-        sys.exit(1)
 
 
 @click.command(

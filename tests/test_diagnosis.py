@@ -1,0 +1,104 @@
+"""What a wrong layer is said to look like, and which side is suspected."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from layer_table import rows
+
+import zoo
+from backends.reference import ReferenceNetwork, apply
+from export.crosscheck import (
+    DIRECT,
+    EVALUATOR,
+    UNOPTIMIZED,
+    Verdict,
+    compare,
+    native_name,
+    probes,
+    suspects,
+)
+from export.crosscheck import diagnosis
+from zoo.errors import ZooError
+from zoo.layers import LAYERS
+from zoo.model import Model
+
+
+@pytest.mark.parametrize("model", rows())
+def test_every_known_mistake_is_recognised(model: Model) -> None:
+    network = ReferenceNetwork(model, zoo.init_weights(model, 1))
+    x = probes(model, 4).astype(np.float64)
+    for node, weights in network.nodes:
+        honest = apply(node.layer, x, weights)
+        mistakes = [
+            *diagnosis._mistakes(node.layer, x, weights, model, node),
+            *diagnosis._of_any_layer(honest),
+        ]
+        for sentence, mistaken in mistakes:
+            try:
+                wrong = mistaken().astype(np.float32)
+            except (ZooError, ValueError, IndexError):
+                continue
+            if wrong.shape != honest.shape or np.allclose(wrong, honest, rtol=1e-3, atol=1e-4):
+                continue  # no mistake here
+            said = diagnosis.explain(model, node, weights, x, wrong, None)
+            assert said.startswith("looks like "), (node.path, sentence)
+        x = honest
+
+
+def test_what_is_no_known_mistake_is_not_named() -> None:
+    model = zoo.get("cnn-padded")
+    network = ReferenceNetwork(model, zoo.init_weights(model))
+    x = probes(model, 4).astype(np.float64)
+    node, weights = network.nodes[0]
+    noise = np.random.default_rng(0).normal(size=(len(x), *node.output_shape)).astype(np.float32)
+    assert diagnosis.explain(model, node, weights, x, noise, None) == ""
+    assert diagnosis.explain(model, node, weights, x, np.empty(0, np.float32), None) == ""
+    assert diagnosis.explain(model, node, weights, x, np.full_like(noise, np.nan), None) == ""
+
+
+def test_kinds_of_layers_with_mistakes() -> None:
+    known = {name for name, kind in LAYERS.items() if _has_rule(kind)}
+    assert known == set(LAYERS)
+
+
+def _has_rule(kind: type) -> bool:
+    return diagnosis._mistakes.dispatch(kind) is not diagnosis._mistakes.dispatch(object)
+
+
+def _verdict(name: str, passed: bool, value: float = 1.0) -> Verdict:
+    outputs = np.full((2, 2), 0.0 if passed else value, np.float32)
+    return Verdict(name, output=compare(outputs, np.zeros((2, 2))), outputs=outputs)
+
+
+NATIVE = native_name("torch")
+PLAIN_NATIVE = f"{NATIVE}, unoptimized"
+EVERYONE = (DIRECT, UNOPTIMIZED, EVALUATOR, "torch", NATIVE, PLAIN_NATIVE, "keras", "a.onnx")
+
+
+@pytest.mark.parametrize(
+    ("failed", "sides"),
+    [
+        ((), []),
+        ((DIRECT, UNOPTIMIZED, EVALUATOR), ["export"]),
+        ((DIRECT, UNOPTIMIZED), ["onnxruntime"]),
+        ((DIRECT,), ["onnxruntime's optimisations"]),
+        ((EVALUATOR,), [EVALUATOR]),
+        (("torch",), ["torch"]),
+        (("torch", NATIVE, PLAIN_NATIVE), ["torch"]),
+        ((NATIVE, PLAIN_NATIVE), ["torch exporter"]),
+        ((NATIVE,), ["onnxruntime's optimisations"]),
+        (("a.onnx",), ["a.onnx"]),
+        (("keras", "torch"), ["keras", "torch"]),
+        (EVERYONE, ["reference"]),
+    ],
+)
+def test_the_side_is_told_by_who_fails(failed: tuple[str, ...], sides: list[str]) -> None:
+    assert suspects(_verdict(name, name not in failed) for name in EVERYONE) == sides
+
+
+def test_witnesses_that_fail_each_in_its_own_way_do_not_outvote_the_reference() -> None:
+    verdicts = [_verdict(name, False, value) for value, name in enumerate(EVERYONE, start=1)]
+    assert "reference" not in suspects(verdicts)
+    graph_alone = [_verdict(name, False) for name in (DIRECT, UNOPTIMIZED, EVALUATOR)]
+    assert suspects(graph_alone) == ["export"]
