@@ -14,9 +14,14 @@ nox.options.error_on_missing_interpreters = True
 NEITHER = "not cross and not full_mnist and not notebooks"  # tests that are sessions of their own
 
 
-def _test(session: nox.Session, *arguments: str, backends: str) -> None:
-    """Run pytest with exactly these backends required, and a Keras home of the session's own."""
+def _test(session: nox.Session, *arguments: str, backends: str, specs: int | None = None) -> None:
+    """Run pytest with exactly these backends required, and a Keras home of the session's own.
+
+    specs: how many random specs the property tests try; with a number they must run.
+    """
     env = {"ZOO_TEST_BACKENDS": backends, "KERAS_HOME": session.create_tmp()}
+    if specs is not None:
+        env["ZOO_SPECS"] = str(specs)
     if "ZOO_DATA" in os.environ:  # relative to where nox was called
         env["ZOO_DATA"] = os.path.join(session.invoked_from, os.environ["ZOO_DATA"])
     session.run("pytest", *arguments, *session.posargs, env=env)
@@ -40,7 +45,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def bare(session: nox.Session) -> None:
     """Everything that works with no framework installed, and what is said about the others."""
-    session.install("-e", ".[tensorboard]", "pytest", "ruff", "scikit-image")
+    session.install("-e", ".[tensorboard]", "jsonschema", "pytest", "ruff", "scikit-image")
     _test(session, "-m", NEITHER, backends="")
 
 
@@ -61,8 +66,8 @@ def keras(session: nox.Session) -> None:
 @nox.session
 def cross(session: nox.Session) -> None:
     """Both frameworks, each in its own process, against each other; Keras' other engines."""
-    session.install("-e", ".[all]", "jax", "pytest", "scipy")
-    _test(session, "-m", "cross", backends="torch,keras")
+    session.install("-e", ".[all]", "hypothesis", "jax", "pytest", "scipy")
+    _test(session, "-m", "cross", backends="torch,keras", specs=40)
 
 
 @nox.session
@@ -70,6 +75,13 @@ def notebooks(session: nox.Session) -> None:
     """The notebooks of examples/, run from the first cell to the last."""
     session.install("-e", ".[torch,tensorboard]", "ipykernel", "nbclient", "nbformat", "pytest", "scipy")
     _test(session, "-m", "notebooks", backends="torch")
+
+
+@nox.session(default=False)
+def properties(session: nox.Session) -> None:
+    """2,000 random specs through every backend and exporter, others each time: about a quarter of an hour."""
+    session.install("-e", ".[all]", "hypothesis", "pytest", "scipy")
+    _test(session, "-m", "cross", "tests/test_properties.py", backends="torch,keras", specs=2000)
 
 
 @nox.session(default=False)

@@ -1,4 +1,4 @@
-"""Faults that a test plants in the Keras side of a training, inside its worker.
+"""Faults that a test plants inside a worker: in the Keras side of a training, or in any lowering.
 
 Each is a mistake that real ports have made. A worker that was started through `boot` does as its
 framework should until it is asked to `plant` one. Nothing of this is reachable from the command line.
@@ -6,25 +6,32 @@ framework should until it is asked to `plant` one. Nothing of this is reachable 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from backends import client
+from zoo.layers import AvgPool2d, Conv2d, Layer, MaxPool2d
 
 _planted = ExitStack()
 
 
-def boot(first: str | None = None) -> str:
-    """The start of a worker process in which faults can be planted; `first` is there from the start."""
+def boot(first: str | None = None, backend: str = "keras") -> str:
+    """The start of a worker process in which faults can be planted.
+
+    first: a fault that is there from the start, if the process is for `backend`.
+    """
     start = f"""
 sys.path.append({str(Path(__file__).parent)!r})
 from backends.worker import Worker
 import planted
 Worker.plant = planted.plant
-if {first!r} and sys.argv[1] == "keras":
+if {first!r} and sys.argv[1] == {backend!r}:
     planted.start({first!r})
 main()
 """
@@ -40,7 +47,7 @@ def plant(worker: Any, fields: dict[str, Any], arrays: Any) -> tuple[dict[str, A
 
 
 def start(fault: str) -> None:
-    _planted.enter_context(FAULTS[fault]())
+    _planted.enter_context({**FAULTS, **LOWERINGS}[fault]())
 
 
 def _rule(kind: str, update: Callable[..., None]) -> AbstractContextManager[Any]:
@@ -139,4 +146,38 @@ FAULTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "another order of batches": _other_order,
     "one softmax for two": _single_softmax,
     "masks of its own": _own_masks,
+}
+
+
+def _taken_for(kind: type[Layer], other: Callable[[Any], Layer]) -> Callable[[], AbstractContextManager[Any]]:
+    """The lowering of this worker's backend takes a layer for another one."""
+
+    @contextmanager
+    def planted() -> Iterator[None]:
+        lower = importlib.import_module(MODULES[sys.argv[1]]).lower
+        rules = dict(lower.registry)
+
+        def mistaken(layer: Any, *rest: Any) -> Any:
+            wrong = other(layer)
+            return rules[type(wrong)](wrong, *rest)
+
+        lower.register(kind, mistaken)
+        try:
+            yield
+        finally:
+            lower.register(kind, rules[kind])
+
+    return planted
+
+
+def _opposite_sides(layer: Conv2d) -> Conv2d:
+    top, left, bottom, right = layer.padding
+    return replace(layer, padding=(bottom, right, top, left))
+
+
+MODULES = {"torch": "backends.pytorch", "keras": "backends.keras3"}
+LOWERINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "padding on the opposite sides": _taken_for(Conv2d, _opposite_sides),
+    "the largest for the mean": _taken_for(AvgPool2d, lambda layer: MaxPool2d(layer.size, layer.stride)),
+    "a stride of the size": _taken_for(MaxPool2d, lambda layer: MaxPool2d(layer.size)),
 }

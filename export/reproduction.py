@@ -1,0 +1,149 @@
+"""Everything that computes a model, on one case; and a disagreement as a script of its own.
+
+A case (export.specs) goes through running workers in float64, where semantics are proved, and in
+float32, where the cross-check judges every witness; its spec and its file must survive being
+written and read. What disagrees is a list of sentences.
+
+A script holds the spec, the weights and the seed of the images. It needs nothing but the zoo: who
+receives it sees the disagreement, or that there is none with the versions installed there.
+"""
+
+from __future__ import annotations
+
+import base64
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import NoReturn
+
+import numpy as np
+
+import zoo
+from backends.client import Worker
+from backends.reference import ReferenceNetwork
+from export import crosscheck
+from export.graph import serialize, to_onnx
+from export.specs import Case
+from zoo import weights as weights_file
+from zoo.errors import ZooError
+from zoo.model import parse_spec
+
+SEMANTICS = 1e-12  # relative to the largest value of a tensor, in float64
+
+_SCRIPT = """\
+# A disagreement that cnn-zoo {version} found:
+{found}
+# It needs the zoo with {backends}. It prints what disagrees and exits with 1, or with 0 if nothing does.
+
+from export.reproduction import main
+
+SPEC = r'''
+{spec}'''
+
+WEIGHTS = '''
+{weights}
+'''  # safetensors in base64
+
+main(SPEC, WEIGHTS, seed={seed}, native={native}, backends={names})
+"""
+
+
+def disagreements(case: Case, workers: Mapping[str, Worker]) -> list[str]:
+    """What disagrees in any respect, one sentence each; none if all is well."""
+    report = cross_check(case, workers)
+    return [*semantics(case, workers), *numerics(report), *persistence(case, report.onnx)]
+
+
+def semantics(case: Case, workers: Mapping[str, Worker]) -> list[str]:
+    """Where a backend in float64 is not the reference: its output, and every layer's."""
+    expected = ReferenceNetwork(case.model, case.weights).activations(case.images)
+    *_, last = expected.values()
+    found = []
+    for name, worker in workers.items():
+        try:
+            network = worker.build(case.model, case.weights, "float64")
+            got = {"the output": network.predict(case.images), **network.activations(case.images)}
+        except ZooError as error:
+            found.append(f"float64 {name}: {error}")
+            continue
+        for path, tensor in {"the output": last, **expected}.items():
+            limit = np.array(SEMANTICS * np.abs(tensor).max(initial=0))
+            comparison = crosscheck.compare(got[path], tensor, limit, "float64")
+            if not comparison.passed:
+                found.append(f"float64 {name}, {path}: {comparison}")
+    return found
+
+
+def cross_check(case: Case, workers: Mapping[str, Worker]) -> crosscheck.Report:
+    """The cross-check of the direct export and of the workers' networks, all in float32."""
+    model, weights = case.model, case.weights
+    judgement = crosscheck.judge(model, weights, case.images)
+    report = crosscheck.check_direct(model, weights, judgement)
+    for name, worker in workers.items():
+        try:
+            network = worker.build(model, weights)
+        except ZooError as error:
+            report.verdicts.append(crosscheck.Verdict(name, error=str(error)))
+            continue
+        if case.native:
+            crosscheck.check_network(name, network, weights, judgement, report)
+        else:
+            report.verdicts.append(crosscheck.examine(name, network, judgement, network.activations))
+    return report
+
+
+def numerics(report: crosscheck.Report) -> list[str]:
+    """Which witnesses failed the cross-check, and where."""
+    return [
+        f"float32 {verdict.witness}{part}"
+        for verdict in report.verdicts
+        if not verdict.passed
+        for part in _failures(verdict)
+    ]
+
+
+def persistence(case: Case, content: bytes) -> list[str]:
+    """Whether the spec survives its JSON, and the same content (an ONNX file) comes from it again."""
+    again = parse_spec(case.model.to_json().encode(), "spec")
+    found = [] if again == case.model else ["the spec is another one after it was written and read"]
+    turned = dict(reversed(case.weights.items()))
+    if serialize(to_onnx(again, turned)) != content:
+        found.append("the direct export gives other bytes for the same model and weights")
+    return found
+
+
+def script(case: Case, found: Iterable[str], backends: Sequence[str]) -> str:
+    """A program that checks a case again; `found`: what disagreed, for its reader."""
+    return _SCRIPT.format(
+        version=zoo.__version__,
+        found="\n".join(f"#   {line}" for sentence in found for line in textwrap.wrap(sentence, 100)),
+        backends=" and ".join(backends) or "no framework",
+        spec=case.model.to_json().replace("'", r"\u0027"),
+        weights="\n".join(textwrap.wrap(base64.b64encode(weights_file.to_bytes(case.weights)).decode(), 100)),
+        seed=case.seed,
+        native=case.native,
+        names=list(backends),
+    )
+
+
+def main(spec: str, weights: str, *, seed: int, native: bool, backends: Sequence[str]) -> NoReturn:
+    """What a script does: check the case in processes of its own, print, exit."""
+    model = parse_spec(spec.encode(), "spec")
+    case = Case(model, weights_file.from_bytes(base64.b64decode(weights), model), seed, native)
+    with ExitStack() as stack:
+        found = disagreements(case, {name: stack.enter_context(Worker(name)) for name in backends})
+    print(*found or ["everything agrees"], sep="\n")
+    raise SystemExit(1 if found else 0)
+
+
+def _failures(verdict: crosscheck.Verdict) -> Iterator[str]:
+    """What failed of one witness, each to stand behind its name."""
+    if verdict.error or verdict.output is None:
+        yield f": {verdict.error}"
+        return
+    if verdict.culprit is not None:
+        yield f", {verdict.culprit}: {verdict.layers[verdict.culprit]}"
+    for what in ("output", "logits", "decisions"):
+        part = getattr(verdict, what)
+        if part is not None and not part.passed:
+            yield f", {what}: {part}"

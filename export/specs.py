@@ -1,0 +1,236 @@
+"""Random valid models, with weights and images: what property tests and long searches run on.
+
+Every decision is asked of a `Chooser`, so that the same code serves a seed and a property testing
+library. The first option and the lowest number are always the simplest, so that whoever shrinks the
+choices of a failing model ends at a small one; all of them lowest give a single Flatten.
+
+Nothing is generated and thrown away: each rule below chooses among what fits the shape before it.
+A layer of the language without a rule never occurs, which a test finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import prod
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from zoo.layers import (
+    AvgPool2d,
+    Conv2d,
+    Dense,
+    Dropout,
+    Flatten,
+    Layer,
+    MaxPool2d,
+    Normalize,
+    ReLU,
+    Shape,
+    Softmax,
+)
+from zoo.model import Model
+from zoo.randomness import raw_bits, uniform
+from zoo.recipe import SGD, Adam, Recipe, RMSprop
+from zoo.weights import Weights, init_weights
+
+T = TypeVar("T")
+
+MOST_LAYERS = 6  # before a closing Flatten and a Softmax
+LARGEST_SIDE = 14  # of the input
+SCALES = (1.0, 0.3, 0.01, 3.0, 30.0)
+LARGE_BIAS = 100.0
+NAMES = (("edges", "train", "input"), ("Output", "forward", "0"))  # frameworks use some of them
+RECIPES = (
+    Recipe(SGD(0.1), batch_size=1, epochs=1),
+    Recipe(SGD(0.05, momentum=0.9, nesterov=True), batch_size=7, epochs=2, shuffle=False),
+    Recipe(Adam(1e-3, beta1=0.8, epsilon=1e-7), batch_size=64, epochs=3, drop_last=True),
+    Recipe(RMSprop(1e-2), batch_size=128, epochs=0, split=(5, 1), digits_multiple=4),
+)
+
+
+class Chooser(Protocol):
+    """Whoever decides. Both methods give the simplest first: `low`, and options[0]."""
+
+    def integer(self, low: int, high: int) -> int:
+        """A number from low to high, both included."""
+
+    def choice(self, options: Sequence[T]) -> T:
+        """One of the options."""
+
+
+class Seeded:
+    """A chooser that is a pure function of its seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._bits: list[int] = []
+        self._blocks = 0
+
+    def integer(self, low: int, high: int) -> int:
+        """A number from low to high, both included, each as likely."""
+        if not self._bits:
+            self._bits = raw_bits(self.seed, f"specs/{self._blocks}", 256).tolist()
+            self._blocks += 1
+        return low + self._bits.pop() % (high - low + 1)
+
+    def choice(self, options: Sequence[T]) -> T:
+        """One of the options, each as likely."""
+        return options[self.integer(0, len(options) - 1)]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A model, weights and images on which everything that computes the model has to agree.
+
+    seed: of the images. native: whether the frameworks' own exports, which take seconds, belong to it.
+    """
+
+    model: Model
+    weights: Weights = field(repr=False)
+    seed: int = 0
+    native: bool = False
+
+    @cached_property
+    def images(self) -> np.ndarray:
+        """See `images`."""
+        return images(self.model, self.seed)
+
+
+def random_case(choose: Chooser) -> Case:
+    """A random model with weights and images; one in four with native exports."""
+    model = random_model(choose)
+    weights = random_weights(model, choose)
+    return Case(model, weights, seed=choose.integer(0, 99), native=_rarely(choose))
+
+
+def random_model(choose: Chooser) -> Model:
+    """A small valid model over the whole layer language, with labels or without."""
+    shape: Shape = tuple(choose.integer(1, most) for most in (4, LARGEST_SIDE, LARGEST_SIDE))
+    labelled = choose.choice((True, True, False))
+    recipe = choose.choice(RECIPES)
+    input_shape, layers = shape, list[Layer]()
+    while len(layers) < MOST_LAYERS:
+        rule = choose.choice(_IMAGE if len(shape) == 3 else _VECTOR)
+        if rule is None:
+            break
+        layers.append(rule(choose, shape))
+        shape = layers[-1].output_shape(shape)
+    if not layers or (labelled and len(shape) == 3):
+        layers.append(Flatten())
+        shape = layers[-1].output_shape(shape)
+    if len(shape) == 1 and choose.choice((False, True)):
+        layers.append(Softmax())
+    labels = tuple(str(i) for i in range(prod(shape))) if labelled else ()
+    return Model("random", input_shape, _named(layers, choose), recipe, labels=labels)
+
+
+def random_weights(model: Model, choose: Chooser) -> Weights:
+    """Initial weights, larger or smaller: all of them alike or each tensor by itself.
+
+    Sometimes nothing is negative, so that sums are coherent, and sometimes the biases dominate.
+    """
+    weights = init_weights(model, choose.integer(0, 99))
+    common = choose.choice(SCALES)
+    apart, coherent, biased = (_rarely(choose) for _ in range(3))
+    for name, array in weights.items():
+        scale = choose.choice(SCALES) if apart else common
+        if biased and name.endswith(".bias"):
+            scale *= LARGE_BIAS
+        weights[name] = np.float32(scale) * (np.abs(array) if coherent else array)
+    return weights
+
+
+def images(model: Model, seed: int) -> np.ndarray:
+    """Two images of noise, two of few pixels, two ramps: float32 (6, C, H, W) in [0, 1]."""
+    size = prod(model.input_shape)
+    noise = uniform(seed, "specs/images", 4 * size).reshape(4, size)
+    noise[2:] *= uniform(seed, "specs/pixels", 2 * size).reshape(2, size) < 0.15
+    ramp = np.arange(size) / size
+    made = np.concatenate([noise, ramp[None], np.sqrt(ramp)[None, ::-1]])
+    return made.astype(np.float32).reshape(-1, *model.input_shape)
+
+
+def _rarely(choose: Chooser) -> bool:
+    return choose.integer(0, 3) == 3
+
+
+def _named(layers: list[Layer], choose: Chooser) -> tuple[Layer, ...]:
+    """The layers, up to two of them with names of their own."""
+    for names in NAMES:
+        if _rarely(choose):
+            index = choose.integer(0, len(layers) - 1)
+            layers[index] = replace(layers[index], name=choose.choice(names))
+    return tuple(layers)
+
+
+# One rule per layer, in the order of zoo/layers.py.
+
+
+def _normalize(choose: Chooser, shape: Shape) -> Layer:
+    mean = tuple(choose.choice((0.0, 0.5, 0.1307, -0.25)) for _ in range(shape[0]))
+    scale = tuple(choose.choice((1.0, 2.0, 3.2456, 0.25, -1.5)) for _ in range(shape[0]))
+    return Normalize(mean, scale)
+
+
+def _conv2d(choose: Chooser, shape: Shape) -> Layer:
+    top, left, bottom, right = (choose.integer(0, 3) for _ in range(4))
+    return Conv2d(
+        choose.integer(1, 6),
+        (_side(choose, 6, shape[1] + top + bottom), _side(choose, 6, shape[2] + left + right)),
+        (choose.integer(1, 3), choose.integer(1, 3)),
+        (top, left, bottom, right),
+        bias=choose.choice((False, True, True)),
+    )
+
+
+def _relu(choose: Chooser, shape: Shape) -> Layer:
+    return ReLU()
+
+
+def _max_pool2d(choose: Chooser, shape: Shape) -> Layer:
+    return MaxPool2d(*_windows(choose, shape))
+
+
+def _avg_pool2d(choose: Chooser, shape: Shape) -> Layer:
+    return AvgPool2d(*_windows(choose, shape))
+
+
+def _dropout(choose: Chooser, shape: Shape) -> Layer:
+    return Dropout(choose.choice((0.5, 0.0, 0.25, 0.99)))
+
+
+def _flatten(choose: Chooser, shape: Shape) -> Layer:
+    return Flatten()
+
+
+def _dense(choose: Chooser, shape: Shape) -> Layer:
+    return Dense(choose.integer(1, 12), bias=choose.choice((False, True, True)))
+
+
+def _side(choose: Chooser, most: int, room: int) -> int:
+    return choose.integer(1, min(most, room))
+
+
+def _windows(choose: Chooser, shape: Shape) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Size and stride of a pool; windows may overlap or leave gaps."""
+    size = (_side(choose, 4, shape[1]), _side(choose, 4, shape[2]))
+    return size, (choose.integer(1, 4), choose.integer(1, 4))
+
+
+# What may come next, the simplest first; None ends the model. A Softmax comes last or not at all.
+_Rule = Callable[[Chooser, Shape], Layer]
+_IMAGE: tuple[_Rule | None, ...] = (
+    None,
+    _flatten,
+    _relu,
+    _dropout,
+    _max_pool2d,
+    _avg_pool2d,
+    _normalize,
+    _conv2d,
+    _conv2d,
+)
+_VECTOR: tuple[_Rule | None, ...] = (None, _relu, _dropout, _dense, _dense, _dense)
