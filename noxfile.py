@@ -5,11 +5,12 @@ missing. Arguments after `--` go to pytest (or to zoo in the session `zoo`).
 """
 
 import os
+from pathlib import Path
 
 import nox
 
 nox.options.default_venv_backend = "uv|virtualenv"
-nox.options.sessions = ["lint", "types", "bare", "torch", "keras", "cross", "notebooks"]
+nox.options.sessions = ["lint", "types", "bare", "doctor", "torch", "keras", "cross", "notebooks"]
 nox.options.error_on_missing_interpreters = True
 NEITHER = "not cross and not full_mnist and not notebooks"  # tests that are sessions of their own
 
@@ -50,6 +51,15 @@ def bare(session: nox.Session) -> None:
 
 
 @nox.session
+def doctor(session: nox.Session) -> None:
+    """The shipped files test themselves where there is nothing but click, NumPy and onnxruntime."""
+    session.install("--no-deps", ".")
+    session.install("click", "numpy", "onnxruntime")
+    files = sorted(str(path) for path in Path("zoo/pretrained").glob("*.onnx"))
+    session.run("zoo", "doctor", *files, env={"ZOO_DATA": ""})
+
+
+@nox.session
 def torch(session: nox.Session) -> None:
     """PyTorch alone: the tests that use a framework; `bare` has run the others."""
     session.install("-e", ".[torch]", "pytest", "scipy")
@@ -65,9 +75,18 @@ def keras(session: nox.Session) -> None:
 
 @nox.session
 def cross(session: nox.Session) -> None:
-    """Both frameworks, each in its own process, against each other; Keras' other engines."""
+    """Both frameworks, each in its own process, against each other; other engines; the mutation score."""
     session.install("-e", ".[all]", "hypothesis", "jax", "pytest", "scipy")
     _test(session, "-m", "cross", backends="torch,keras", specs=40)
+    if not session.posargs:
+        session.run("zoo", "selftest", "--honest", "50")
+
+
+@nox.session(default=False)
+def selftest(session: nox.Session) -> None:
+    """The mutation score with 1,000 honest cases, none of which may be accused: about ten minutes."""
+    session.install("-e", ".[all]")
+    session.run("zoo", "selftest", "--honest", "1000", *session.posargs)
 
 
 @nox.session

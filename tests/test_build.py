@@ -20,8 +20,8 @@ import export as exporting
 import zoo
 from backends.client import Worker
 from export import artifacts, build, card
-from export.crosscheck import verification
 from export.build import Options
+from export.crosscheck import verification
 from zoo import weights
 from zoo.errors import CheckFailed, DataError, Diverged, InvalidInput, MachineError, WorkerDied
 from zoo.recipe import SGD

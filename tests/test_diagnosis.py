@@ -14,11 +14,11 @@ from export.crosscheck import (
     UNOPTIMIZED,
     Verdict,
     compare,
+    diagnosis,
     native_name,
     probes,
     suspects,
 )
-from export.crosscheck import diagnosis
 from zoo.errors import ZooError
 from zoo.layers import LAYERS
 from zoo.model import Model

@@ -57,3 +57,18 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int, float], None]]:
             bar.update(done - bar.n)
 
         yield update
+
+
+@contextmanager
+def counter(unit: str) -> Iterator[Callable[[str, int, int], None]]:
+    """The progress of something that is counted, under a label that may change. Silent elsewhere."""
+    from tqdm import tqdm
+
+    with tqdm(unit=unit, file=sys.stderr, disable=None, leave=False, dynamic_ncols=True) as bar:
+
+        def update(label: str, done: int, total: int) -> None:
+            bar.total = total
+            bar.set_description_str(label, refresh=False)
+            bar.update(done - bar.n)
+
+        yield update

@@ -26,6 +26,7 @@ from zoo.cli.parity import parity
 from zoo.cli.plotting import plot
 from zoo.cli.predicting import predict
 from zoo.cli.runs import build, export, report
+from zoo.cli.selftesting import selftest
 from zoo.cli.surroundings import completion, data, env
 from zoo.cli.verifying import verify
 from zoo.errors import InvalidInput, MachineError, ZooError, nearest
@@ -77,6 +78,7 @@ for command in (
     show,
     build,
     verify,
+    selftest,
     parity,
     predict,
     plot,

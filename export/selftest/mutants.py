@@ -1,0 +1,345 @@
+"""Mutants: a model's honest witnesses with one of them replaced by a faulty one.
+
+A place is where the fault sits: in the direct export ("export"), in a framework's own export ("torch
+exporter"), in what a backend was given or in its code ("torch"), or in the judge ("reference"). The name
+of the place is the side that the cross-check has to suspect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, TensorProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from backends.client import RemoteNetwork, Worker
+from backends.planting import FAULTS as PLANTED
+from backends.reference import ReferenceNetwork
+from export.crosscheck import (
+    DIRECT,
+    EVALUATOR,
+    JUDGE,
+    EvaluatorWitness,
+    GraphWitness,
+    Judgement,
+    Verdict,
+    examine,
+    judge,
+    native_name,
+)
+from export.crosscheck.graphs import expose, layer_tensors
+from export.graph import INPUT, to_onnx
+from export.native import canonicalize
+from export.selftest.faults import FROZEN, Change, changes, graphs, names, reweighed
+from zoo.errors import DataError, InvalidSpec, NotSupported
+from zoo.model import Model
+from zoo.weights import Weights
+
+EVALUATOR_IMAGES = 6  # it takes its time
+
+Array = np.ndarray
+Outputs = Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault in one place of one model.
+
+    culprits: the layers any of which is rightly blamed. verdicts: of the faulty witnesses, by name; the
+    others of the model stay honest. outputs: of the faulty side, for images. exact: the same in float64.
+    """
+
+    fault: str
+    model: str
+    place: str
+    culprits: frozenset[str]
+    verdicts: Callable[[], dict[str, Verdict]]
+    outputs: Outputs
+    exact: Outputs
+
+
+@dataclass
+class Subject:
+    """A model with its weights and everything that is honest about it.
+
+    workers: by backend. native: the canonical exports, by backend. records: what honest sides that know
+    nothing of each other gave, for another judge.
+    """
+
+    model: Model
+    weights: Weights
+    judgement: Judgement
+    proto: ModelProto
+    workers: Mapping[str, Worker]
+    native: dict[str, ModelProto]
+    honest: dict[str, Verdict]
+    records: dict[str, Record]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a witness gave for the judgement's images; a Witness as well."""
+
+    outputs: Array
+    layers: dict[str, Array]
+
+    def predict(self, images: Array) -> Array:
+        """The outputs as they were given."""
+        return self.outputs
+
+    def activations(self, images: Array) -> dict[str, Array]:
+        """The layers' outputs as they were given."""
+        return self.layers
+
+
+def _record(witness: GraphWitness | RemoteNetwork, judgement: Judgement) -> Record:
+    return Record(witness.predict(judgement.images), witness.activations(judgement.layer_images))
+
+
+def subject(model: Model, weights: Weights, images: Array, workers: Mapping[str, Worker]) -> Subject:
+    """Judge a model and hear its honest witnesses. images: float32 (N, C, H, W) in [0, 1]."""
+    judgement = judge(model, weights, images)
+    proto = to_onnx(model, weights)
+    found = Subject(model, weights, judgement, proto, workers, {}, {}, {})
+    found.honest = _of_graph(proto, judgement)
+    content = proto.SerializeToString(deterministic=True)
+    found.records[DIRECT] = _record(GraphWitness(content, model), judgement)
+    for name, worker in workers.items():
+        network = worker.build(model, weights)
+        found.honest[name] = _of_network(name, network, judgement, batches=True)
+        found.records[name] = _record(network, judgement)
+        raw = network.export_native()
+        if not isinstance(raw, NotSupported):
+            found.native[name] = canonicalize(raw, model, weights)
+            found.honest |= _of_native(name, found.native[name], judgement)
+    return found
+
+
+def mutants(subject: Subject) -> Iterator[Mutant]:
+    """Every mutant of a model: each fault in each place where it applies.
+
+    In graphs every layer that can have a fault gets it; in backends and frameworks' exports one layer
+    does, another one for each fault, because they take longer.
+    """
+    for number, fault in enumerate(names()):
+        yield from _in_export(subject, fault)
+        for name in subject.workers:
+            yield from _in_backend(subject, fault, name, number)
+            yield from _in_native(subject, fault, name, number)
+        if subject.workers:  # without sides that know nothing of each other, nobody could tell
+            yield from _in_judge(subject, fault, number)
+    for fault in PLANTED:
+        for name in subject.workers:
+            yield from _in_code(subject, fault, name)
+
+
+def _changes(subject: Subject, fault: str) -> list[Change]:
+    return list(changes(fault, subject.model, subject.weights))
+
+
+def _one(subject: Subject, fault: str, number: int) -> list[tuple[Model, Weights, frozenset[str]]]:
+    """One of the places of a fault of weights or spec, by number."""
+    found = [
+        (change.model, change.weights, change.culprits)
+        for change in _changes(subject, fault)
+        if change.model is not None
+    ]
+    return found[number % len(found) :][:1] if found else []
+
+
+def _in_export(subject: Subject, fault: str) -> Iterator[Mutant]:
+    for change in _changes(subject, fault):
+        model, weights = change.model, change.weights
+        if model is None:
+            yield _impossible(subject, fault, change.culprits)
+        elif model is subject.model:
+            yield _graph_mutant(subject, fault, reweighed(subject.proto, weights), change.culprits)
+        elif model.output == subject.model.output:
+            yield _graph_mutant(subject, fault, to_onnx(model, weights), change.culprits)
+    for proto, path in graphs(fault, subject.proto, subject.model):
+        yield _graph_mutant(subject, fault, proto, frozenset((path,)))
+
+
+def _impossible(subject: Subject, fault: str, culprits: frozenset[str]) -> Mutant:
+    """A fault that leaves layers which do not fit together: nobody can even build them."""
+
+    def nobody(images: Array) -> Array:
+        raise InvalidSpec("the shapes of the layers do not fit together")
+
+    verdicts = {DIRECT: Verdict(DIRECT, error="the shapes of the layers do not fit together")}
+    return Mutant(fault, subject.model.name, "export", culprits, lambda: verdicts, nobody, nobody)
+
+
+def _graph_mutant(subject: Subject, fault: str, proto: ModelProto, culprits: frozenset[str]) -> Mutant:
+    content = proto.SerializeToString(deterministic=True)
+
+    def outputs(images: Array) -> Array:
+        return GraphWitness(content, subject.model).predict(images)
+
+    return Mutant(
+        fault,
+        subject.model.name,
+        "export",
+        culprits,
+        lambda: _of_graph(proto, subject.judgement),
+        outputs,
+        outputs if fault == FROZEN else _in_double(proto),  # onnx itself takes any batch
+    )
+
+
+def _in_native(subject: Subject, fault: str, name: str, number: int) -> Iterator[Mutant]:
+    if name not in subject.native:
+        return
+    for model, weights, culprits in _one(subject, fault, number):
+        if model is subject.model:
+            proto = reweighed(subject.native[name], weights)
+            content = proto.SerializeToString(deterministic=True)
+            yield Mutant(
+                fault,
+                subject.model.name,
+                f"{name} exporter",
+                culprits,
+                lambda proto=proto: _of_native(name, proto, subject.judgement),  # type: ignore[misc]
+                lambda images, content=content: GraphWitness(content, subject.model).predict(images),  # type: ignore[misc]
+                ReferenceNetwork(model, weights).predict,
+            )
+
+
+def _in_backend(subject: Subject, fault: str, name: str, number: int) -> Iterator[Mutant]:
+    worker = subject.workers[name]
+    for model, weights, culprits in _one(subject, fault, number + 1):
+
+        def build(model: Model = model, weights: Weights = weights) -> RemoteNetwork:
+            return worker.build(model, weights)
+
+        yield Mutant(
+            fault,
+            subject.model.name,
+            name,
+            culprits,
+            lambda build=build: {name: _of_network(name, build(), subject.judgement)},  # type: ignore[misc]
+            lambda images, build=build: build().predict(images),  # type: ignore[misc]
+            ReferenceNetwork(model, weights).predict,
+        )
+
+
+def _in_code(subject: Subject, fault: str, name: str) -> Iterator[Mutant]:
+    kind, *_ = PLANTED[fault]
+    places = frozenset(node.path for node in subject.model.walk() if isinstance(node.layer, kind))
+    if not places:
+        return
+    worker = subject.workers[name]
+
+    def faulty(dtype: str, use: Callable[[RemoteNetwork], Any]) -> Any:
+        worker.ask("plant", fault=fault)
+        try:
+            return use(worker.build(subject.model, subject.weights, dtype))
+        finally:
+            worker.ask("plant", fault="")
+
+    yield Mutant(
+        fault,
+        subject.model.name,
+        name,
+        places,
+        lambda: {
+            name: faulty("float32", lambda network: _of_network(name, network, subject.judgement, True))
+        },
+        lambda images: faulty("float32", lambda network: network.predict(images)),
+        lambda images: faulty("float64", lambda network: network.predict(images)),
+    )
+
+
+def _in_judge(subject: Subject, fault: str, number: int) -> Iterator[Mutant]:
+    """The judge computes another model than it should: every witness disagrees, and all agree."""
+    for model, weights, culprits in _one(subject, fault, number + 2):
+        same_shapes = [n.output_shape for n in model.walk()] == [n.output_shape for n in subject.model.walk()]
+        if not same_shapes or model.output != subject.model.output:
+            continue
+
+        def verdicts(model: Model = model, weights: Weights = weights) -> dict[str, Verdict]:
+            wrong = judge(model, weights, subject.judgement.images)
+            return {
+                name: examine(name, record, wrong, record.activations)
+                for name, record in subject.records.items()
+            }
+
+        yield Mutant(
+            fault,
+            subject.model.name,
+            JUDGE,
+            culprits,
+            verdicts,
+            lambda images, model=model, weights=weights: ReferenceNetwork(model, weights).predict(images),  # type: ignore[misc]
+            ReferenceNetwork(model, weights).predict,
+        )
+
+
+def _of_graph(proto: ModelProto, judgement: Judgement) -> dict[str, Verdict]:
+    """The verdicts on a direct export: in onnxruntime, and in onnx itself."""
+    content = proto.SerializeToString(deterministic=True)
+    found = {DIRECT: _heard(DIRECT, content, judgement)}
+    witness = EvaluatorWitness(_with_layers(proto, judgement.model), judgement.model)
+    few = judgement.few_layers(EVALUATOR_IMAGES).first(EVALUATOR_IMAGES // 2)
+    found[EVALUATOR] = examine(EVALUATOR, witness, few, witness.activations)
+    if found[EVALUATOR].passed and not found[DIRECT].passed:  # a few images may not show it
+        found[EVALUATOR] = examine(EVALUATOR, witness, judgement, witness.activations)
+    return found
+
+
+def _of_native(name: str, proto: ModelProto, judgement: Judgement) -> dict[str, Verdict]:
+    """The verdict on a framework's own export."""
+    witness = native_name(name)
+    return {witness: _heard(witness, proto.SerializeToString(deterministic=True), judgement)}
+
+
+def _heard(name: str, content: bytes, judgement: Judgement) -> Verdict:
+    try:
+        witness = GraphWitness(content, judgement.model)
+    except DataError as error:
+        return Verdict(name, error=str(error))
+    return examine(
+        name,
+        witness,
+        judgement,
+        witness.activations,
+        witness.logits,
+        witness.alone,
+        batches=True,
+        partial=True,
+    )
+
+
+def _of_network(name: str, network: RemoteNetwork, judgement: Judgement, batches: bool = False) -> Verdict:
+    """The verdict on a backend's network; batches of other sizes only where code may depend on them."""
+    return examine(name, network, judgement, network.activations, alone=network.alone, batches=batches)
+
+
+def _with_layers(proto: ModelProto, model: Model) -> bytes:
+    return expose(proto, layer_tensors(proto, model).values())
+
+
+def _in_double(proto: ModelProto) -> Outputs:
+    """What a graph computes in float64, in onnx's own implementation."""
+    exact = ModelProto()
+    exact.CopyFrom(proto)
+    for tensor in exact.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(
+                numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name)
+            )
+    for value in (*exact.graph.input, *exact.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    for node in exact.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.i == TensorProto.FLOAT:
+                attribute.i = TensorProto.DOUBLE
+
+    def outputs(images: Array) -> Array:
+        outputs = ReferenceEvaluator(exact).run(None, {INPUT: images.astype(np.float64)})
+        return np.asarray(list(outputs)[0])  # noqa: RUF015  a list or a dict, says onnx's signature
+
+    return outputs

@@ -1,0 +1,290 @@
+"""The mutation score: how many known faults the cross-check catches, and whether it blames the right one.
+
+A mutant counts as caught if a faulty witness fails; as located if every faulty witness that shows its
+layers blames a layer that has the fault; as sided if the side suspected is the one at fault. A mutant
+that computes in float64 what the original does, on all images, is equivalent and not counted; one that
+crashes, or gives another shape, is counted apart, since anybody notices.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from math import inf, isfinite
+from operator import eq
+from typing import Any
+
+import numpy as np
+
+from backends.client import Worker
+from export.crosscheck import JUDGE, Verdict, probes, suspects
+from export.crosscheck.inputs import noise
+from export.selftest.comparators import COMPARATORS, Pair
+from export.selftest.honest import Honest
+from export.selftest.mutants import Mutant, Outputs, Subject, mutants, subject
+from zoo import data, pretrained
+from zoo.model import Model
+from zoo.weights import Weights, init_weights
+
+EQUAL = 1e-12  # of the largest output: in float64 the rest is rounding
+FEW, PROBES = 3, 40
+REAL, NOISE = 5, 3  # images beside what the cross-check adds; half as many
+LARGE = 10_000_000  # for models with more multiply-accumulates than this
+LOCATED = 0.95  # the least share that has to be located
+
+Say = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one mutant.
+
+    state: "caught", "crashed", "equivalent" or "missed". culprits, blamed: the layers at fault, and those
+    named. place, suspected: the side at fault, and those suspected. ratio: the largest difference as a
+    multiple of its limit. content: the comparators that noticed nothing. diagnosis: what it was said to be.
+    """
+
+    fault: str
+    model: str
+    place: str
+    state: str
+    culprits: tuple[str, ...] = ()
+    blamed: tuple[str | None, ...] = ()
+    suspected: tuple[str, ...] = ()
+    ratio: float = 0.0
+    content: tuple[str, ...] = ()
+    diagnosis: str = ""
+
+    @property
+    def located(self) -> bool:
+        """Whether the layers named are at fault."""
+        return bool(self.blamed) and set(self.blamed) <= set(self.culprits)
+
+    @property
+    def sided(self) -> bool:
+        """Whether the side suspected, and no other, is at fault."""
+        return self.suspected == (self.place,)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON data."""
+        return {
+            "fault": self.fault,
+            "model": self.model,
+            "place": self.place,
+            "state": self.state,
+            "culprits": list(self.culprits),
+            "blamed": list(self.blamed),
+            "located": self.located,
+            "suspected": list(self.suspected),
+            "sided": self.sided,
+            "max_ratio": self.ratio if isfinite(self.ratio) else None,
+            "content": list(self.content),
+            "diagnosis": self.diagnosis,
+        }
+
+
+@dataclass
+class Score:
+    """The results of all mutants, and of honest cases where any were asked for."""
+
+    backends: list[str]
+    results: list[Result] = field(default_factory=list)
+    honest: Honest | None = None
+    false_alarms: list[str] = field(default_factory=list)  # honest witnesses of the models that fail
+
+    def of(self, *states: str) -> list[Result]:
+        """The results with one of these states."""
+        return [result for result in self.results if result.state in states]
+
+    @property
+    def located(self) -> int:
+        """How many of the caught ones are located."""
+        return sum(result.located for result in self.of("caught"))
+
+    @property
+    def sided(self) -> int:
+        """How many of the caught ones are laid to the right side."""
+        return sum(result.sided for result in self.of("caught"))
+
+    @property
+    def smallest(self) -> Result | None:
+        """The caught mutant that is least beyond a limit."""
+        return min(self.of("caught"), key=lambda result: result.ratio, default=None)
+
+    @property
+    def passed(self) -> bool:
+        """Whether all are caught, enough located, and nobody honest was accused."""
+        caught = self.of("caught")
+        quiet = not self.false_alarms and (self.honest is None or not self.honest.alarms)
+        return bool(caught) and not self.of("missed") and quiet and self.located >= LOCATED * len(caught)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The score as JSON data."""
+        states = Counter(result.state for result in self.results)
+        caught, smallest = self.of("caught"), self.smallest
+        return {
+            "kind": "selftest",
+            "passed": self.passed,
+            "backends": self.backends,
+            "models": list(dict.fromkeys(result.model for result in self.results)),
+            "faults": len({result.fault for result in self.results}),
+            "mutants": len(self.results),
+            **{state: states[state] for state in ("caught", "missed", "crashed", "equivalent")},
+            "located": self.located,
+            "sided": self.sided,
+            "false_alarms": self.false_alarms,
+            "smallest_caught": None if smallest is None else smallest.to_dict(),
+            "comparators": {
+                name: sum(name not in result.content for result in caught) for name in COMPARATORS
+            },
+            "honest": None if self.honest is None else self.honest.to_dict(),
+            "table": self.table(),
+            "results": [result.to_dict() for result in self.results],
+        }
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row per fault: mutants by state, located, sided, and what each comparator caught."""
+        rows = []
+        for fault in dict.fromkeys(result.fault for result in self.results):
+            own = [result for result in self.results if result.fault == fault]
+            caught = [result for result in own if result.state == "caught"]
+            states = Counter(result.state for result in own)
+            rows.append(
+                {
+                    "fault": fault,
+                    **{state: states[state] for state in ("caught", "missed", "crashed", "equivalent")},
+                    "located": sum(result.located for result in caught),
+                    "sided": sum(result.sided for result in caught),
+                    "comparators": {
+                        name: sum(name not in result.content for result in caught) for name in COMPARATORS
+                    },
+                }
+            )
+        return rows
+
+
+def score(cases: Sequence[tuple[Model, Weights]], backends: Sequence[str], say: Say | None = None) -> Score:
+    """Plant every known fault in every model, one at a time, and see what the cross-check says.
+
+    backends: those that take part, each in its own process; without any, only files and the judge have
+    faults. say: told (model, done, mutants) as it goes. Raises BackendUnavailable.
+    """
+    found = Score(list(backends))
+    with ExitStack() as stack:
+        workers = {name: stack.enter_context(Worker(name, threads=1)) for name in backends}  # all at once
+        for model, weights in cases:
+            checked = subject(model, weights, images(model), workers)
+            found.false_alarms += [
+                f"{model.name}: {name}" for name, verdict in checked.honest.items() if not verdict.passed
+            ]
+            found.results += _judged(list(mutants(checked)), checked, say)
+    return found
+
+
+def _judged(every: list[Mutant], subject: Subject, say: Say | None) -> list[Result]:
+    """The results of all mutants of a model, in their order.
+
+    Each backend's faults have a thread, because a worker answers one at a time; those of files another.
+    The judge's come last: they need everybody.
+    """
+    results: dict[int, Result] = {}
+
+    def run(places: Callable[[str], bool]) -> None:
+        for number, mutant in enumerate(every):
+            if places(mutant.place):
+                results[number] = judge_mutant(mutant, subject)
+                if say:
+                    say(subject.model.name, len(results), len(every))
+
+    apart: list[Callable[[str], bool]] = [partial(eq, name) for name in subject.workers]
+    apart.append(lambda place: place not in (*subject.workers, JUDGE))
+    with ThreadPoolExecutor(len(apart)) as pool:
+        try:
+            list(pool.map(run, apart))
+        except BaseException:  # an interrupt, too: a thread would wait for its worker
+            for worker in subject.workers.values():
+                worker.close()
+            raise
+    run(partial(eq, JUDGE))
+    return [results[number] for number in range(len(every))]
+
+
+def weights(model: Model) -> Weights:
+    """The weights to test a model with: those of the package, initial ones where there are none."""
+    return pretrained.weights(model) if pretrained.has(model) else init_weights(model)
+
+
+def images(model: Model) -> np.ndarray:
+    """Real scans of digits, where they fit the model, and noise."""
+    half = 2 if model.macs > LARGE else 1
+    made = noise(model, NOISE // half)
+    real = data.to_float(data.digits().test_images[: REAL // half])
+    return np.concatenate([real, made]) if real.shape[1:] == model.input_shape else made
+
+
+def judge_mutant(mutant: Mutant, subject: Subject) -> Result:
+    """Let the cross-check and the comparators have a look at one mutant."""
+    judgement = subject.judgement
+    mixed = judgement.layer_images
+    if _equivalent(mutant.exact, subject):
+        return Result(mutant.fault, mutant.model, mutant.place, "equivalent", tuple(sorted(mutant.culprits)))
+    faulty = mutant.verdicts()
+    failed = [verdict for verdict in faulty.values() if not verdict.passed]
+    state = "missed" if not failed else "crashed" if all(map(_crashed, failed)) else "caught"
+    both = np.concatenate([mixed, np.ones_like(mixed)])
+    got, expected = _outputs(mutant.outputs, both), judgement.network.predict(both)
+    pairs = [Pair(got[rows], expected[rows]) for rows in (slice(len(mixed)), slice(len(mixed), None))]
+    return Result(
+        mutant.fault,
+        mutant.model,
+        mutant.place,
+        state,
+        tuple(sorted(mutant.culprits)),
+        tuple(dict.fromkeys(verdict.culprit for verdict in failed if verdict.layers)),
+        tuple(suspects((faulty if mutant.place == JUDGE else subject.honest | faulty).values())),
+        max((verdict.max_ratio for verdict in faulty.values()), default=inf),
+        tuple(name for name, content in COMPARATORS.items() if _content(content, pairs)),
+        next((verdict.diagnosis for verdict in failed if verdict.diagnosis), ""),
+    )
+
+
+def _equivalent(exact: Outputs, subject: Subject) -> bool:
+    """Whether a mutant computes what the original does, on more images than any witness is compared for.
+
+    Most that do not show it on the first few.
+    """
+    network = subject.judgement.network
+    mixed = subject.judgement.layer_images
+    for images in (mixed[:FEW], mixed, probes(subject.model, PROBES)):
+        outputs, wanted = _outputs(exact, images), network.predict(images)
+        if outputs.shape != wanted.shape or not np.isfinite(outputs).all():
+            return False
+        if np.abs(outputs - wanted).max() > EQUAL * np.abs(wanted).max():
+            return False
+    return True
+
+
+def _outputs(outputs: Outputs, images: np.ndarray) -> np.ndarray:
+    """The outputs for images; nothing where the faulty side stops."""
+    try:
+        return outputs(images)
+    except Exception:  # of whatever the fault breaks
+        return np.empty(0)
+
+
+def _crashed(verdict: Verdict) -> bool:
+    """Whether anybody would notice: no output at all, or one of another shape."""
+    if verdict.error or verdict.output is None:
+        return True
+    return verdict.output.problem.startswith("shape")
+
+
+def _content(comparator: Callable[[Pair, Pair], bool], pairs: Sequence[Pair]) -> bool:
+    mixed, ones = pairs
+    if mixed.got.shape != mixed.expected.shape or ones.got.shape != ones.expected.shape:
+        return False
+    return comparator(mixed, ones)

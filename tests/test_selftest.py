@@ -1,0 +1,250 @@
+"""The mutation score: what it counts, that it can fail, and that every planted fault is one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import zoo
+from backends.client import Worker
+from backends.planting import FAULTS as PLANTED
+from export.crosscheck import Verdict, examination
+from export.selftest import COMPARATORS, Score, rendering, score, scoring, sweep
+from export.selftest import faults as catalogue
+from export.selftest.comparators import Pair
+from zoo.cli import main
+from zoo.layers import AvgPool2d, Conv2d, Dense, Dropout, Flatten, MaxPool2d, Normalize, ReLU, Softmax
+from zoo.model import Model
+from zoo.recipe import SGD, Recipe
+
+SMALL = Model(
+    "small",
+    (2, 9, 8),
+    (
+        Normalize((0.5, 0.1), (2.0, 3.0)),
+        Conv2d(4, 3, padding=1),
+        ReLU(),
+        MaxPool2d(2),
+        Conv2d(3, 2),
+        ReLU(),
+        AvgPool2d(2, 1),
+        Dropout(0.5),
+        Flatten(),
+        Dense(10),
+        Softmax(),
+    ),
+    Recipe(SGD(0.1), batch_size=4, epochs=1),
+)
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, np.ndarray]:
+    return {name: 2 * array for name, array in zoo.init_weights(SMALL, 1).items()}
+
+
+@pytest.fixture(scope="module")
+def small(weights: dict[str, np.ndarray]) -> Score:
+    """The score of a small model with every layer, without backends."""
+    return score([(SMALL, weights)], [])
+
+
+def test_all_faults_of_files_are_caught_and_located(small: Score) -> None:
+    assert small.passed
+    assert rendering.wrong(small.to_dict()) == []
+    caught = small.of("caught")
+    assert len(caught) >= 50
+    assert small.located == small.sided == len(caught)
+    assert len({result.fault for result in small.results}) >= 35
+    assert set(catalogue.names()) == {result.fault for result in small.results}
+
+
+def test_there_are_at_least_25_faults_and_each_applies_somewhere() -> None:
+    assert len(catalogue.names()) + len(PLANTED) >= 45
+
+
+def test_mutants_that_compute_the_same_do_not_count(small: Score) -> None:
+    same = {(result.fault, result.culprits) for result in small.of("equivalent")}
+    assert ("two layers swapped", ("pool1", "relu1")) in same  # a maximum commutes with a ReLU
+    crashed = {result.fault for result in small.of("crashed")}
+    assert {"stride of another size", "batch frozen to 1", "padding missing"} <= crashed
+
+
+def test_neighbours_miss_some(small: Score) -> None:
+    data = small.to_dict()
+    assert data["comparators"].keys() == COMPARATORS.keys()
+    for name in ("ones as input", "atol 5e-3", "same classes"):
+        assert data["comparators"][name] < data["caught"], name
+
+
+def test_a_blind_cross_check_fails_its_own_test(
+    weights: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With limits as wide as some tools have them, faults go unnoticed and the score says so."""
+    real = examination.compare
+
+    def wide(got: np.ndarray, expected: np.ndarray, limit: object = None) -> object:
+        return real(got, expected, 5e-2)
+
+    monkeypatch.setattr(examination, "compare", wide)
+    blind = score([(SMALL, weights)], [])
+    assert not blind.passed
+    assert len(blind.of("missed")) > 3
+    assert any(sentence.startswith("missed: small, ") for sentence in rendering.wrong(blind.to_dict()))
+    assert "FAILED" in rendering.terminal_lines(blind.to_dict())
+
+
+def test_blaming_the_wrong_layer_fails_as_well(
+    weights: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Verdict, "culprit", property(lambda verdict: "conv1"))
+    lost = score([(SMALL, weights)], [])
+    assert lost.of("missed") == []
+    assert not lost.passed
+    assert lost.located < scoring.LOCATED * len(lost.of("caught"))
+    assert any(sentence.startswith("blamed on conv1: ") for sentence in rendering.wrong(lost.to_dict()))
+
+
+def test_an_accused_honest_witness_fails_it(
+    weights: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = examination.compare
+    monkeypatch.setattr(examination, "compare", lambda got, expected, limit=None: real(got, expected, 1e-12))
+    accused = score([(SMALL, weights)], [])
+    assert accused.false_alarms[0] == "small: onnx direct"
+    assert not accused.passed
+
+
+def test_the_table_and_the_totals_agree(small: Score) -> None:
+    data = json.loads(json.dumps(small.to_dict()))
+    for state in ("caught", "missed", "crashed", "equivalent"):
+        assert sum(row[state] for row in data["table"]) == data[state]
+    assert sum(row["located"] for row in data["table"]) == data["located"]
+    text, page = rendering.terminal_lines(data), rendering.markdown(data)
+    assert f"PASSED {data['caught']} of {data['caught']} (100.0 %) caught" in text
+    for row in data["table"]:
+        assert row["fault"] in text
+        assert f"| {row['fault']} |" in page
+    lines = [line for line in page.splitlines() if line.startswith("| ")]
+    assert len({line.count("|") for line in lines}) == 1
+
+
+MIXED = np.array([[1.0, 2.0, 3.0], [4.0, 0.0, 9.0], [5.0, 7.0, 8.0]])
+
+
+@pytest.mark.parametrize(
+    ("mixed", "ones", "content"),
+    [
+        (MIXED[::-1, ::-1], 0 * MIXED, ["sorted outputs"]),
+        (MIXED.T, 0 * MIXED, ["sorted outputs", "best transpose"]),
+        (0 * MIXED, MIXED, ["ones as input"]),
+        (MIXED + 4e-3, 0 * MIXED, ["atol 5e-3", "same classes"]),
+        (10 * MIXED, 0 * MIXED, ["same classes"]),
+        (MIXED, MIXED, list(COMPARATORS)),
+    ],
+)
+def test_what_comparators_do_not_see(mixed: np.ndarray, ones: np.ndarray, content: list[str]) -> None:
+    pairs = Pair(mixed, MIXED), Pair(ones, MIXED)
+    assert [name for name, comparator in COMPARATORS.items() if comparator(*pairs)] == content
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_planted_faults_of_code_come_and_go(
+    fault: str, worker: Worker, weights: dict[str, np.ndarray]
+) -> None:
+    images = scoring.images(SMALL)
+    honest = worker.build(SMALL, weights).predict(images)
+    worker.ask("plant", fault=fault)
+    try:
+        faulty = worker.build(SMALL, weights)
+        apart = {
+            path: float(np.abs(array - expected).max())
+            for (path, array), expected in zip(
+                faulty.activations(images).items(), _reference(weights, images), strict=True
+            )
+        }
+        outputs = faulty.predict(images)
+    finally:
+        worker.ask("plant", fault="")
+    kind, *_ = PLANTED[fault]
+    first = next(path for path, difference in apart.items() if difference > 1e-4)
+    assert isinstance(next(node.layer for node in SMALL.walk() if node.path == first), kind)
+    assert np.abs(outputs - honest).max() > 1e-5
+    np.testing.assert_array_equal(worker.build(SMALL, weights).predict(images), honest)
+
+
+def _reference(weights: dict[str, np.ndarray], images: np.ndarray) -> Iterator[np.ndarray]:
+    from backends.reference import ReferenceNetwork
+
+    return iter(ReferenceNetwork(SMALL, weights).activations(images).values())
+
+
+def test_a_backend_with_faults(framework: str, weights: dict[str, np.ndarray]) -> None:
+    """Faults in a backend, in its code, in its exporter and in the reference."""
+    found = score([(SMALL, weights)], [framework])
+    assert rendering.wrong(found.to_dict()) == []
+    places = {result.place for result in found.of("caught")}
+    assert places == {"export", framework, f"{framework} exporter", "reference"}
+    assert {result.fault for result in found.of("caught")} >= set(PLANTED)
+
+
+def test_the_score_keeps_to_the_schema(small: Score) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads((Path(__file__).parents[1] / "docs" / "report.schema.json").read_text())
+    validator = jsonschema.Draft202012Validator(schema)
+    data = json.loads(json.dumps(small.to_dict()))
+    validator.validate(data)
+    with_honest = Score([], small.results, honest=sweep(2, [], first=20_000)).to_dict()
+    validator.validate(json.loads(json.dumps(with_honest)))
+    assert not validator.is_valid(data | {"missed": -1})
+    assert not validator.is_valid(data | {"more": 1})
+
+
+def _run(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["selftest", *arguments])
+    return int(ended.value.code or 0)
+
+
+def _spec_file(folder: Path) -> str:
+    path = folder / "small.json"
+    path.write_text(SMALL.to_json())
+    return str(path)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(tmp_path / "score.json"), str(tmp_path / "score.md")]
+    arguments = [_spec_file(tmp_path), "-b", "reference", "--honest", "3", "--json"]
+    assert _run([*arguments, "--report", files[0], "--report", files[1]]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["passed"] is True
+    assert data["models"] == ["small"]
+    assert data["missed"] == 0
+    assert (data["honest"]["cases"], data["honest"]["alarms"]) == (3, [])
+    assert json.loads(Path(files[0]).read_text()) == data
+    assert Path(files[1]).read_text() == rendering.markdown(data)
+
+
+def test_a_fault_that_is_missed_exits_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = examination.compare
+    monkeypatch.setattr(examination, "compare", lambda got, expected, limit=None: real(got, expected, 1.0))
+    assert _run([_spec_file(tmp_path), "-b", "reference", "--honest", "0"]) == 1
+    assert "missed: small, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--honest", "-1"], "give 0 or more"),
+        (["--report", "score.txt"], "written as .json or .md"),
+        (["lenet"], "did you mean 'lenet-dropout'"),
+    ],
+)
+def test_bad_arguments_exit_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(arguments) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,97 @@
+"""Whether the cross-check is to be trusted: selftest."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from zoo import terminal
+from zoo.cli.options import (
+    backend_option,
+    check_packages,
+    chosen_backends,
+    complete_model,
+    documented,
+    json_option,
+    model_of,
+    next_commands,
+    print_json,
+)
+from zoo.errors import InvalidInput
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  zoo selftest
+  zoo selftest cnn-padded --backend torch
+  zoo selftest --honest 1000 --report score.md"""
+)
+@click.argument("models", nargs=-1, metavar="[MODEL]...", shell_complete=complete_model)
+@backend_option
+@click.option(
+    "--honest",
+    type=int,
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="Also hear the honest witnesses of N random models, none of which may be accused.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the first of these models.")
+@click.option(
+    "--report",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the score as well: .json or .md; may be repeated.",
+)
+@json_option
+def selftest(
+    models: Sequence[str],
+    backend_names: Sequence[str],
+    honest: int,
+    seed: int,
+    files: Sequence[Path],
+    as_json: bool,
+) -> None:
+    """Plant known faults in MODELs, and see whether the cross-check finds every one.
+
+    Each fault goes, one at a time, into the ONNX file, into frameworks' own exports, into each backend
+    and into the reference. Shown are how many are caught, how many at the right layer and on the right
+    side, and what simpler comparisons would have caught. Exits 1 if one is missed, if fewer than 95 %
+    are located, or if an honest witness is accused.
+    """
+    from zoo import runs
+
+    for file in files:
+        if file.suffix not in (".json", ".md"):
+            raise InvalidInput("a score is written as .json or .md", file, "choose one of the two")
+    if honest < 0 or not 0 <= seed < 2**63:
+        raise InvalidInput(f"{honest} cases from seed {seed}", "--honest", "give 0 or more")
+    specs = [model_of(model) for model in models or documented()]
+    check_packages()
+    import json
+
+    from export import selftest as testing
+    from export.selftest import rendering
+
+    chosen = [name for name in chosen_backends(backend_names, needed=False) if name != "reference"]
+    with terminal.counter("case") as say:
+        score = testing.score([(model, testing.weights(model)) for model in specs], chosen, say)
+        if honest:
+            score.honest = testing.sweep(honest, chosen, seed, say)
+    data = score.to_dict()
+    for file in files:
+        text = rendering.markdown(data) if file.suffix == ".md" else json.dumps(data, indent=1) + "\n"
+        runs.write_atomically(file, text.encode())
+    if as_json:
+        print_json(data)
+    else:
+        click.echo(rendering.terminal_lines(data))
+        next_commands(["zoo", "verify", specs[0].name])
+    if not data["passed"]:
+        sys.exit(1)
