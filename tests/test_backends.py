@@ -31,7 +31,8 @@ def test_names() -> None:
     ("name", "message"),
     [
         ("pytorch", "unknown backend 'pytorch'.*did you mean 'torch'"),
-        ("torch:xla", "unknown backend 'torch:xla'"),
+        ("reference:xla", "unknown backend 'reference:xla'"),
+        ("torch:xla", "unknown torch engine 'xla'.*known: compile"),
         ("keras:theano", "unknown keras engine 'theano'.*known: tensorflow, jax, torch"),
     ],
 )
