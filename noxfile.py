@@ -79,7 +79,7 @@ def cross(session: nox.Session) -> None:
     session.install("-e", ".[all]", "hypothesis", "jax", "pytest", "scipy")
     _test(session, "-m", "cross", backends="torch,keras", specs=40)
     if not session.posargs:
-        session.run("zoo", "selftest", "--honest", "50")
+        session.run("zoo", "selftest", "--honest", "20")
 
 
 @nox.session(default=False)

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,6 +147,11 @@ class Worker:
         reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return WorkerDied(f"{what}: {reason}")
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.poll() is None
+
     def versions(self) -> dict[str, str]:
         """The versions of the backend's framework."""
         versions: dict[str, str] = self.ask("hello")[0]["versions"]
@@ -160,6 +165,46 @@ class Worker:
         """The network of a model in the worker; it replaces the one before it."""
         self.ask("build", weights, model=model.to_dict(), dtype=dtype)
         return RemoteNetwork(self, model, weights, dtype)
+
+
+class Workers:
+    """One worker per backend, started when first needed and again after its death. A context manager."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._threads = threads
+        self._running: dict[str, Worker] = {}
+        self._data: dict[str, object] = {}
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with contextlib.ExitStack() as stack:
+            for worker in self._running.values():
+                stack.callback(worker.close)
+
+    @contextlib.contextmanager
+    def use(self, name: str) -> Iterator[Worker]:
+        """The worker of a backend. An error ends it, and so does a request during which it died."""
+        if name not in self._running:
+            self._running[name] = Worker(name, self._threads)
+        try:
+            yield self._running[name]
+        except BaseException:
+            self._end(name)
+            raise
+        if not self._running[name].alive:
+            self._end(name)
+
+    def _end(self, name: str) -> None:
+        self._running.pop(name).close()
+        self._data.pop(name, None)
+
+    def send_data(self, name: str, key: object, split: Callable[[], data.Split]) -> None:
+        """Send a split unless the worker has it already."""
+        if self._data.get(name) != key:
+            self._running[name].send_data(split())
+            self._data[name] = key
 
 
 class Step(NamedTuple):

@@ -91,6 +91,8 @@ def _quiet_stderr() -> Iterator[None]:
 _quiet_import()
 # Every network compiles functions of its own, which TensorFlow takes for one function retraced.
 logging.getLogger("tensorflow").addFilter(lambda record: "tf.function retracing" not in record.getMessage())
+# A softmax over a single class is what such a spec says, not a slip.
+warnings.filterwarnings("ignore", message="You are using a softmax over axis", category=UserWarning)
 import keras  # noqa: E402
 from keras import ops  # noqa: E402
 

@@ -23,7 +23,7 @@ def plant(fault: str, framework: str) -> None:
     _planted.close()
     if fault:
         kind, torch_rule, keras_rule = FAULTS[fault]
-        module, rule = _MODULES[framework], torch_rule if framework == "torch" else keras_rule
+        module, rule = FRAMEWORKS[framework], torch_rule if framework == "torch" else keras_rule
         _planted.enter_context(_rule(sys.modules[module], kind, rule))
 
 
@@ -155,7 +155,7 @@ def _unscaled(honest: Any, layer: Any, *arguments: Any) -> Any:
     return honest(replace(layer, scale=tuple(1 / scale for scale in layer.scale)), *arguments)
 
 
-_MODULES = {"torch": "backends.pytorch", "keras": "backends.keras3"}
+FRAMEWORKS = {"torch": "backends.pytorch", "keras": "backends.keras3"}
 FAULTS: dict[str, tuple[type[Layer], Callable[..., Any], Callable[..., Any]]] = {
     "code: dropout active": (Dropout, _torch(_torch_active), _keras(_keras_active)),
     "code: kernel read transposed": (Conv2d, _torch_kernel, _keras(_keras_kernel)),

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 
 import backends
 import zoo
-from backends.client import RemoteNetwork, Worker
+from backends.client import RemoteNetwork, Workers
 from export import crosscheck, events
 from export.card import model_card
 from zoo import data, machine, pretrained, runs, training, weights
@@ -119,7 +119,7 @@ def build(
     dataset = data.load(options.data, options.data_dir, say)
     identity = dataset.sha256
     outcomes = []
-    with _Workers() as workers:
+    with Workers() as workers:
         for model in models:
             for name in backend_names:
                 path = options.out / model.name / backends.folder_name(name)
@@ -140,39 +140,6 @@ def build(
 
 
 TRAINING = [name for name in backends.names() if backends.trains(name)]
-
-
-class _Workers:
-    """One worker per backend, started when first needed and restarted after its death."""
-
-    def __init__(self) -> None:
-        self._running: dict[str, Worker] = {}
-        self._data: dict[str, object] = {}
-
-    def __enter__(self) -> _Workers:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        with ExitStack() as stack:
-            for worker in self._running.values():
-                stack.callback(worker.close)
-
-    @contextmanager
-    def use(self, name: str) -> Iterator[Worker]:
-        if name not in self._running:
-            self._running[name] = Worker(name)
-        try:
-            yield self._running[name]
-        except BaseException:
-            self._running.pop(name).close()
-            self._data.pop(name, None)
-            raise
-
-    def send_data(self, name: str, key: object, split: Callable[[], data.Split]) -> None:
-        """Send a split unless the worker has it already."""
-        if self._data.get(name) != key:
-            self._running[name].send_data(split())
-            self._data[name] = key
 
 
 def _inputs(
@@ -208,7 +175,7 @@ def _build_one(
     inputs: dict[str, Any],
     options: Options,
     outcome: Outcome,
-    workers: _Workers,
+    workers: Workers,
     say: Say,
     bar: Bar | None,
 ) -> None:
@@ -237,7 +204,7 @@ def _train(
     dataset: data.Dataset,
     inputs: dict[str, Any],
     options: Options,
-    workers: _Workers,
+    workers: Workers,
     say: Say,
     bar: Bar | None,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -268,7 +235,7 @@ def _take_pretrained(
     dataset: data.Dataset,
     inputs: dict[str, Any],
     options: Options,
-    workers: _Workers,
+    workers: Workers,
     say: Say,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Give a backend the weights of the package and check it: report and files of its run."""

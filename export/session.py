@@ -51,9 +51,9 @@ class Session:
                 self.session.run(names, {self.input: images[start : start + CHUNK]})
                 for start in range(0, len(images), CHUNK)
             ]
-        except Exception as error:  # as above
+            return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
+        except Exception as error:  # as above; or an output without a batch
             raise CheckFailed(f"onnxruntime stopped: {str(error).splitlines()[0]}") from None
-        return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The first output, (N, classes)."""

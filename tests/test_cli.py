@@ -16,6 +16,9 @@ import pytest
 import backends
 import zoo
 from zoo import cli, terminal
+from zoo.layers import Conv2d, ReLU
+from zoo.model import Model
+from zoo.recipe import SGD, Recipe
 
 TINY = "cnn-padded:out_1=4,out_2=4"
 
@@ -316,6 +319,24 @@ def test_verify_without_a_framework_checks_the_direct_export(run, monkeypatch: p
     assert result.code == 0
     assert "PASSED 3 of 3" in result.out
     assert "no decision can differ" in result.out
+
+
+def test_verify_goes_on_after_a_model_that_cannot_be_had(run, tmp_path: Path) -> None:
+    common = ("--weights", "init", "--data", "digits", "--backend", "reference")
+    result = run("verify", "runs/none", "lenet-dropout", *common, "--json")
+    assert result.code == 2
+    assert [report["model"] for report in result.json] == ["lenet-dropout"]
+    assert "error: runs/none: " in result.err
+    assert run("verify", "lenet-dropout", "lenet-dropout", *common).code == 0
+
+
+def test_verify_looks_at_probes_where_no_data_fits(run, tmp_path: Path) -> None:
+    model = Model("edges", (2, 5, 6), (Conv2d(3, 2), ReLU()), Recipe(SGD(0.1), 1, 1), labels=())
+    (tmp_path / "edges.json").write_text(model.to_json())
+    result = run("verify", str(tmp_path / "edges.json"), "--backend", "reference", "--json")
+    assert result.code == 0, result.err
+    assert result.json[0]["data"] == "noise and probes"
+    assert run("verify", str(tmp_path / "edges.json"), "--data", "digits", "-b", "reference").code == 2
 
 
 @pytest.mark.skipif(bool(backends.training_names()), reason="for an environment with no framework")

@@ -16,13 +16,15 @@ import zoo
 from backends.client import RemoteNetwork, Worker
 from backends.reference import ReferenceNetwork
 from export import crosscheck, reports
-from export.crosscheck import compare, decide, examine, judge, probes, verification
+from export.crosscheck import Verdict, compare, decide, examine, judge, probes, verification
 from export.graph import serialize, to_layers_onnx, to_onnx
 from export.session import Session
-from zoo.errors import InvalidInput, MachineError, WorkerDied
-from zoo.layers import AvgPool2d, Conv2d, Dense, Dropout, Flatten, Layer, MaxPool2d, Normalize, ReLU
+from zoo.errors import BackendUnavailable, InvalidInput, MachineError, WorkerDied
+from zoo.layers import AvgPool2d, Conv2d, Dense, Dropout, Flatten, Layer, MaxPool2d, Normalize, ReLU, Softmax
 from zoo.model import Model
 from zoo.recipe import SGD, Recipe
+
+RECIPE = Recipe(SGD(0.1), batch_size=10, epochs=1)
 
 
 def test_compare_under_the_outer_limit() -> None:
@@ -440,3 +442,93 @@ def test_files_are_run_as_they_are(images: np.ndarray) -> None:
     names = ["honest", "tampered", "junk"]
     assert [report.verdict(name).passed for name in names] == [True, False, False]
     assert report.suspects == ["junk", "tampered"]
+
+
+def _altered(change: str) -> bytes:
+    """A file of lenet-dropout whose output has another shape or type."""
+    model = zoo.get("lenet-dropout")
+    proto = to_onnx(model, zoo.init_weights(model))
+    graph = proto.graph
+    last = graph.node[-1]
+    last.output[0] = "before"
+    if change == "one row":
+        graph.initializer.append(numpy_helper.from_array(np.array([0]), "index"))
+        graph.node.append(onnx.helper.make_node("Gather", ["before", "index"], ["logits"], axis=0))
+    elif change == "no batch":
+        graph.node.append(onnx.helper.make_node("ReduceMean", ["before"], ["logits"], keepdims=0))
+        del graph.output[0].type.tensor_type.shape.dim[:]
+    elif change == "double":
+        graph.node.append(onnx.helper.make_node("Cast", ["before"], ["logits"], to=onnx.TensorProto.DOUBLE))
+        graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    else:
+        graph.node.append(onnx.helper.make_node("Cast", ["before"], ["logits"], to=onnx.TensorProto.STRING))
+        graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.STRING
+    return bytes(proto.SerializeToString())
+
+
+@pytest.mark.parametrize("change", ["one row", "no batch", "double", "text"])
+def test_outputs_of_another_shape_or_type_fail_and_the_rest_goes_on(change: str, images: np.ndarray) -> None:
+    model = zoo.get("lenet-dropout")
+    files = {"altered": _altered(change)}
+    report = export.verify(model, zoo.init_weights(model), [], images, files=files)
+    assert not report.verdict("altered").passed
+    assert report.verdict(crosscheck.DIRECT).passed
+    assert report.suspects == ["altered"]
+
+
+def test_a_broken_engine_that_nobody_named_is_skipped(
+    images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plain verify asks every engine that can be found; one that then cannot be used is no failure."""
+
+    class Broken(Worker):
+        def __init__(self, backend: str, threads: int | None = None) -> None:
+            self.backend = backend
+
+        def build(self, *_: object) -> None:  # type: ignore[override]
+            raise BackendUnavailable("the backend 'keras:jax' is installed but cannot be used")
+
+        @property
+        def alive(self) -> bool:
+            return True
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr("backends.client.Worker", Broken)
+    monkeypatch.setattr(verification, "witness_names", lambda thorough: ["keras:jax"])
+    model = zoo.get("lenet-dropout")
+    report = export.verify(model, zoo.init_weights(model), images=images)
+    assert report.passed
+    assert "cannot be used" in report.verdict("keras:jax").skipped
+    with pytest.raises(BackendUnavailable):
+        export.verify(model, zoo.init_weights(model), ["keras:jax"], images)
+
+
+def test_what_runs_a_crashed_backend_again() -> None:
+    verdicts = [Verdict("torch", backend="torch", error="it died"), Verdict("a.onnx", error="junk")]
+    report = crosscheck.Report("m", 1, 1, verdicts, command=["zoo", "verify", "m", "--backend", "torch"])
+    again = [witness["again"] for witness in report.to_dict()["witnesses"]]
+    assert again[0] == ["zoo", "verify", "m", "--backend", "torch"]
+    assert again[1] == ["zoo", "verify", "m", "--backend", "reference"]
+
+
+def test_the_compiled_network_is_a_witness(framework: str) -> None:
+    if framework != "torch":
+        pytest.skip("only torch compiles here")
+    assert "torch:compile" in crosscheck.witness_names(thorough=True)
+    assert "torch:compile" not in crosscheck.witness_names()
+    model = Model("m", (1, 6, 6), (Conv2d(2, 3), ReLU(), Flatten(), Dense(3)), RECIPE, labels=("a", "b", "c"))
+    report = export.verify(model, zoo.init_weights(model), ["torch:compile"])
+    assert report.passed
+    compiled = report.verdict("torch:compile")
+    assert list(compiled.layers) == ["conv1", "relu1", "flatten1", "dense1"]
+    assert report.verdict("onnx native torch:compile").skipped
+
+
+def test_a_small_difference_of_large_terms_is_no_alarm() -> None:
+    """The outer limit and softmax's derivative both give way where float32 can hold no more."""
+    model = Model("m", (1, 2, 2), (Flatten(), Dense(3), Softmax()), RECIPE, labels=("a", "b", "c"))
+    for size in (1e6, 1e7, 1e8):
+        weights = zoo.init_weights(model) | {"dense1.bias": np.full(3, size, np.float32)}
+        assert export.verify(model, weights, []).passed, size

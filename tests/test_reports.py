@@ -74,8 +74,8 @@ def found(images: np.ndarray) -> dict[str, dict[str, Any]]:
         given["failing"] = export.verify(model, weights, [], images)
         given["layer"] = export.verify(model, weights, [], images, layers=["conv2", "relu2"])
     given["mixed"].verdicts += [
-        Verdict("torch", error="the backend died: SIGSEGV"),
-        Verdict("onnx native torch", skipped="no exporter"),
+        Verdict("torch", backend="torch", error="the backend died: SIGSEGV"),
+        Verdict("onnx native torch", backend="torch", skipped="no exporter"),
         replace(given["failing"].verdict(crosscheck.DIRECT), witness="file.onnx"),
     ]
     nan = Verdict("nan", images=24)

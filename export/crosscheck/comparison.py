@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-ABSOLUTE, RELATIVE = 1e-5, 2e-5
+from export.vectors import ABSOLUTE, RELATIVE
 
 
 @dataclass(frozen=True)

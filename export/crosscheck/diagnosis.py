@@ -42,7 +42,7 @@ def explain(
 
     own: what an honest layer may differ, element by element; None where it computes exactly.
     """
-    if got.ndim == 0 or len(got) != len(x) or not np.isfinite(got).all():
+    if got.dtype != np.float32 or got.ndim == 0 or len(got) != len(x) or not np.isfinite(got).all():
         return ""
     honest = apply(node.layer, x, weights)
     for sentence, mistaken in (*_mistakes(node.layer, x, weights, model, node), *_of_any_layer(honest)):

@@ -60,7 +60,7 @@ def examine(
             verdict.skipped = f"it does not show {', '.join(only)}"
         if verdict.outputs is not None:
             verdict.logits = _logits(judgement, verdict.outputs, logits, verdict.layers)
-            if batches:
+            if batches and verdict.output is not None and not verdict.output.problem:
                 verdict.batches = _batches(witness, judgement)
         if alone:
             _isolate(verdict, judgement, alone, isolated or bool(only))
@@ -143,7 +143,7 @@ def _local_rows(
         expected = judgement.layers[node.path]
         y = apply(node.layer, x, weights)
         got = inside[node.path][rows] if node.path in inside else None
-        if got is None or got.shape != y.shape or not np.isfinite(got).all():
+        if got is None or not _usable(got, y):
             start = limits.exact(x) if before is None else before
             before, x = limits.propagate(node.layer, x, weights, start), y
             continue
@@ -155,6 +155,11 @@ def _local_rows(
             limit = ULP * np.abs(y) + limits.FLOOR
         yield node.path, compare(got, y, limit)
         x, before = got.astype(np.float64), None
+
+
+def _usable(got: np.ndarray, expected: np.ndarray) -> bool:
+    """Whether a layer's output can be the next layer's input."""
+    return got.dtype == np.float32 and got.shape == expected.shape and bool(np.isfinite(got).all())
 
 
 def _isolate(verdict: Verdict, judgement: Judgement, alone: Alone, everything: bool) -> None:
@@ -207,6 +212,6 @@ def _diagnosis(judgement: Judgement, inside: Mapping[str, np.ndarray], culprit: 
             own = judgement.layers[culprit].own
             return explain(judgement.model, node, weights, x.astype(np.float64), inside[culprit], own)
         shown = inside.get(node.path)
-        usable = shown is not None and shown.shape == judgement.layers[node.path].output.shape
-        x = shown if usable and shown is not None else judgement.layers[node.path].output
+        expected = judgement.layers[node.path].output
+        x = shown if shown is not None and _usable(shown, expected) else expected
     return ""

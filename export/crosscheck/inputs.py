@@ -14,7 +14,7 @@ from zoo.randomness import raw_bits
 
 LAYER_IMAGES = 256  # whose every layer is compared
 NOISE, PIXELS, RAMPS = 95, 31, 2
-MOST_BYTES = 200_000_000  # of float64 activations of these images
+MOST_BYTES = 400_000_000  # of what is kept of these images' layers
 
 
 def probes(model: Model, count: int = 64) -> np.ndarray:
@@ -37,8 +37,8 @@ def layer_images(model: Model, images: np.ndarray) -> np.ndarray:
     float32 (at most LAYER_IMAGES, C, H, W), half of them given ones; fewer where only a few are given
     or their activations would be too large.
     """
-    activations = 8 * sum(prod(node.output_shape) for node in model.walk())
-    count = max(8, min(LAYER_IMAGES, 2 * len(images), MOST_BYTES // activations))
+    kept = 16 * sum(prod(node.output_shape) for node in model.walk())  # bytes: outputs and two limits
+    count = max(5, min(LAYER_IMAGES, 2 * len(images), MOST_BYTES // kept))
     pixels = max(1, PIXELS * count // LAYER_IMAGES)
     made = [noise(model, max(1, NOISE * count // LAYER_IMAGES)), *_pixels_and_ramps(model, pixels)]
     return np.concatenate([images[: count - sum(map(len, made))], *made])

@@ -129,7 +129,7 @@ def softmax(layer: Softmax, x: Array, w: Mapping[str, Array], before: Allowance)
     p = apply(layer, x, w)
     scale = p * (np.abs(x - x.max(axis=1, keepdims=True)) + min(x.shape[1] + 10, UNITS))
     limit, typical = (
-        p * np.expm1(np.minimum(e + (p * e).sum(axis=1, keepdims=True), 1))
+        np.minimum(p * np.expm1(np.minimum(e + (p * e).sum(axis=1, keepdims=True), 50)), 1)
         for e in (before.limit, before.typical)
     )
     return _rounded(1, scale, limit, typical)

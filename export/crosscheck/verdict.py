@@ -105,6 +105,7 @@ class Verdict:
     seconds: float = 0.0
     images: int = 0  # whose output it was asked for; of the layers alone, those whose layers are compared
     outputs: np.ndarray | None = None
+    backend: str = ""  # whose network or exporter it is; "" for graphs that need none
 
     @property
     def judged(self) -> bool:
@@ -225,10 +226,7 @@ class Report:
         """The command that looks at a failed witness and its culprit only."""
         if verdict.passed or not self.command:
             return {}
-        plain = verdict.witness.removesuffix(PLAIN)
-        backend = plain.removeprefix(NATIVE)
-        if backend == plain and native_name(plain) not in {other.witness for other in self.verdicts}:
-            backend = JUDGE  # a graph needs no backend
+        backend = verdict.backend or JUDGE
         layer = ["--layer", verdict.culprit] if verdict.culprit else []
         return {"again": [*_without(self.command, ("--backend", "--layer")), "--backend", backend, *layer]}
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 import backends
-from backends.client import RemoteNetwork, Worker
+from backends.client import RemoteNetwork, Worker, Workers
 from export.crosscheck.examination import examine
 from export.crosscheck.inputs import LAYER_IMAGES, probes
 from export.crosscheck.judgement import JUDGE, Judgement, judge
@@ -24,7 +25,15 @@ from export.crosscheck.verdict import (
 from export.crosscheck.witnesses import EVALUATOR_IMAGES, EvaluatorWitness, GraphWitness
 from export.graph import serialize, to_layers_onnx, to_onnx
 from export.native import canonicalize
-from zoo.errors import DataError, InvalidInput, MachineError, NotSupported, ZooError, nearest
+from zoo.errors import (
+    BackendUnavailable,
+    DataError,
+    InvalidInput,
+    MachineError,
+    NotSupported,
+    ZooError,
+    nearest,
+)
 from zoo.model import Model
 
 AtWork = Callable[[str], None]
@@ -59,6 +68,7 @@ def verify(
     layers: Sequence[str] = (),
     thorough: bool = False,
     at_work: AtWork = _silent,
+    workers: Workers | None = None,
 ) -> Report:
     """Hold backends, their own ONNX exports and the direct export to the float64 reference.
 
@@ -67,8 +77,9 @@ def verify(
     claim to compute the model, by name; each is run as it is. isolated: run every layer by itself as
     well. layers: look at these only, each also by itself. thorough: isolated, with the slow witnesses, and
     more images for onnx's own implementation. at_work: told the name of each witness before it is
-    heard. A witness that crashes is reported and fails; the rest goes on. Raises BackendUnavailable,
-    DataError, InvalidInput, UnsupportedLayer.
+    heard. workers: running ones, for several models. A witness that crashes is reported and fails; the
+    rest goes on. Raises BackendUnavailable for a backend that is named, DataError, InvalidInput,
+    UnsupportedLayer.
     """
     started = time.perf_counter()
     check_layers(model, layers)
@@ -90,10 +101,11 @@ def verify(
     for name, content in (files or {}).items():
         at_work(name)
         _check_graph(name, content, judgement, depth, report)
-    for name in names:
-        if name != JUDGE:
-            with Worker(name, threads) as worker:
-                _check_backend(worker, weights, judgement, depth, report, at_work)
+    with nullcontext(workers) if workers else Workers(threads) as running:
+        for name in names:
+            if name != JUDGE:
+                with running.use(name) as worker:
+                    _check_backend(worker, weights, judgement, depth, report, at_work, backends is not None)
     report.seconds = time.perf_counter() - started
     return report
 
@@ -113,21 +125,29 @@ def _check_backend(
     depth: Depth,
     report: Report,
     at_work: AtWork,
+    wanted: bool,
 ) -> None:
-    """Add the verdicts on a backend, whatever becomes of its process."""
+    """Add the verdicts on a backend, whatever becomes of its process.
+
+    wanted: it was asked for by name, so it is an error if it cannot be used.
+    """
     name = worker.backend
     at_work(name)
     try:
         network = worker.build(judgement.model, weights)
         check_network(name, network, weights, judgement, report, depth, at_work)
     except NotSupported as reason:
-        report.verdicts.append(Verdict(name, skipped=str(reason)))
+        report.verdicts.append(Verdict(name, backend=name, skipped=str(reason)))
+    except BackendUnavailable as error:
+        if wanted:
+            raise
+        report.verdicts.append(Verdict(name, backend=name, skipped=str(error)))
     except ZooError as error:
         killed = isinstance(error, MachineError) and _is_dead(worker)
         if error.code != 70 and not killed:
             raise
         heard = name in {verdict.witness for verdict in report.verdicts}
-        report.verdicts.append(Verdict(native_name(name) if heard else name, error=str(error)))
+        report.verdicts.append(Verdict(native_name(name) if heard else name, backend=name, error=str(error)))
 
 
 def _is_dead(worker: Worker) -> bool:
@@ -196,7 +216,9 @@ def check_network(
     depth = depth or Depth()
     model = network.model
     if name == JUDGE:
-        report.verdicts.append(Verdict(native_name(name), skipped="the reference has no ONNX exporter"))
+        report.verdicts.append(
+            Verdict(native_name(name), backend=name, skipped="the reference has no ONNX exporter")
+        )
         return
     verdict = examine(
         name,
@@ -208,22 +230,26 @@ def check_network(
         isolated=depth.isolated,
         only=depth.layers,
     )
+    verdict.backend = name
     report.verdicts.append(verdict)
     witness = native_name(name)
     at_work(witness)
     try:
         raw = network.export_native()
         if isinstance(raw, NotSupported):
-            report.verdicts.append(Verdict(witness, skipped=str(raw)))
+            report.verdicts.append(Verdict(witness, backend=name, skipped=str(raw)))
             return
         canonical = serialize(canonicalize(raw, model, weights))
     except MachineError:
         raise  # a full disk says nothing about the network
     except ZooError as error:
-        report.verdicts.append(Verdict(witness, error=str(error)))
+        report.verdicts.append(Verdict(witness, backend=name, error=str(error)))
         return
     report.native[name] = canonical
     _check_graph(witness, canonical, judgement, depth, report)
+    for graph in report.verdicts:
+        if graph.witness in (witness, f"{witness}{PLAIN}"):
+            graph.backend = name
     found, direct = report.verdict(witness), report.verdict(DIRECT).outputs
     if found.outputs is not None and direct is not None:
         found.identical = bool(np.array_equal(found.outputs, direct))

@@ -21,7 +21,7 @@ from export.session import Session
 from zoo.errors import CheckFailed
 from zoo.model import Model
 
-EVALUATOR_IMAGES = 64  # of the last part of a mixture; onnx's evaluator takes its time
+EVALUATOR_IMAGES = 64  # for onnx's evaluator, which takes its time
 
 
 class Witness(Protocol):

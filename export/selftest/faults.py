@@ -305,8 +305,8 @@ def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
 
 def changes(fault: str, model: Model, weights: Weights) -> Iterator[Change]:
     """All models that a fault of weights or spec makes of a model, one for each place."""
-    if fault in WHOLE:
-        weighted = [node.path for node in model.walk() if node.parameters]
+    weighted = [node.path for node in model.walk() if node.parameters]
+    if fault in WHOLE and weighted:
         changed = WHOLE[fault](model, weights)
         differ = [path for path in weighted if not _same(_own(changed, path), _own(weights, path))]
         if differ:
@@ -426,7 +426,8 @@ def _hwc(graph: GraphProto, node: NodeProto, place: Node) -> bool:
 
 @_regraph("ReLU on the logits", Dense)
 def _relu_on_logits(graph: GraphProto, node: NodeProto, place: Node) -> bool:
-    if place.output_shape != (10,):
+    after = [other.op_type for other in graph.node if node.output[0] in other.input]
+    if set(after) - {"Softmax"}:
         return False
     _append(graph, node, "Relu")
     return True

@@ -17,6 +17,7 @@ from onnx.reference import ReferenceEvaluator
 
 from backends.client import RemoteNetwork, Worker
 from backends.planting import FAULTS as PLANTED
+from backends.planting import FRAMEWORKS
 from backends.reference import ReferenceNetwork
 from export.crosscheck import (
     DIRECT,
@@ -38,7 +39,7 @@ from zoo.errors import DataError, InvalidSpec, NotSupported
 from zoo.model import Model
 from zoo.weights import Weights
 
-EVALUATOR_IMAGES = 6  # it takes its time
+FEW = 6  # images for onnx's evaluator
 
 Array = np.ndarray
 Outputs = Callable[[Array], Array]
@@ -132,7 +133,7 @@ def mutants(subject: Subject) -> Iterator[Mutant]:
         if subject.workers:  # without sides that know nothing of each other, nobody could tell
             yield from _in_judge(subject, fault, number)
     for fault in PLANTED:
-        for name in subject.workers:
+        for name in (name for name in subject.workers if name in FRAMEWORKS):
             yield from _in_code(subject, fault, name)
 
 
@@ -283,7 +284,7 @@ def _of_graph(proto: ModelProto, judgement: Judgement) -> dict[str, Verdict]:
     content = proto.SerializeToString(deterministic=True)
     found = {DIRECT: _heard(DIRECT, content, judgement)}
     witness = EvaluatorWitness(_with_layers(proto, judgement.model), judgement.model)
-    few = judgement.few_layers(EVALUATOR_IMAGES).first(EVALUATOR_IMAGES // 2)
+    few = judgement.few_layers(FEW).first(FEW // 2)
     found[EVALUATOR] = examine(EVALUATOR, witness, few, witness.activations)
     if found[EVALUATOR].passed and not found[DIRECT].passed:  # a few images may not show it
         found[EVALUATOR] = examine(EVALUATOR, witness, judgement, witness.activations)

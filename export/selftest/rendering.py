@@ -41,6 +41,8 @@ def wrong(score: Data) -> list[str]:
             found.append(f"blamed on {blamed}: {what}")
         elif result["state"] == "caught" and not result["sided"]:
             found.append(f"laid to {', '.join(result['suspected']) or 'nobody'}: {what}")
+    if not score["caught"] and not score["missed"]:
+        found.append("nothing was tested: no mutant computes something else")
     found += [f"accused though honest: {name}" for name in score["false_alarms"]]
     if score["honest"]:
         found += [f"accused though honest: {alarm}" for alarm in score["honest"]["alarms"]]

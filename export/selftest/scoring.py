@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from math import inf, isfinite
 from operator import eq
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -192,10 +193,11 @@ def _judged(every: list[Mutant], subject: Subject, say: Say | None) -> list[Resu
     The judge's come last: they need everybody.
     """
     results: dict[int, Result] = {}
+    stopped = Event()
 
     def run(places: Callable[[str], bool]) -> None:
         for number, mutant in enumerate(every):
-            if places(mutant.place):
+            if places(mutant.place) and not stopped.is_set():
                 results[number] = judge_mutant(mutant, subject)
                 if say:
                     say(subject.model.name, len(results), len(every))
@@ -205,7 +207,8 @@ def _judged(every: list[Mutant], subject: Subject, say: Say | None) -> list[Resu
     with ThreadPoolExecutor(len(apart)) as pool:
         try:
             list(pool.map(run, apart))
-        except BaseException:  # an interrupt, too: a thread would wait for its worker
+        except BaseException:  # an interrupt, too: a thread would go on, or wait for its worker
+            stopped.set()
             for worker in subject.workers.values():
                 worker.close()
             raise

@@ -70,8 +70,12 @@ def selftest(
     for file in files:
         if file.suffix not in (".json", ".md"):
             raise InvalidInput("a score is written as .json or .md", file, "choose one of the two")
-    if honest < 0 or not 0 <= seed < 2**63:
-        raise InvalidInput(f"{honest} cases from seed {seed}", "--honest", "give 0 or more")
+        if not file.absolute().parent.is_dir():
+            raise InvalidInput("no such folder", file.parent, "make it first")
+    if honest < 0:
+        raise InvalidInput(f"{honest} cases", "--honest", "give 0 or more")
+    if not 0 <= seed < 2**63:
+        raise InvalidInput(f"seed {seed}", "--seed", "give an integer from 0 to 2^63 - 1")
     specs = [model_of(model) for model in models or documented()]
     check_packages()
     import json
@@ -85,13 +89,13 @@ def selftest(
         if honest:
             score.honest = testing.sweep(honest, chosen, seed, say)
     data = score.to_dict()
-    for file in files:
-        text = rendering.markdown(data) if file.suffix == ".md" else json.dumps(data, indent=1) + "\n"
-        runs.write_atomically(file, text.encode())
     if as_json:
         print_json(data)
     else:
         click.echo(rendering.terminal_lines(data))
-        next_commands(["zoo", "verify", specs[0].name])
+        next_commands(["zoo", "verify", models[0] if models else specs[0].name])
+    for file in files:
+        text = rendering.markdown(data) if file.suffix == ".md" else json.dumps(data, indent=1) + "\n"
+        runs.write_atomically(file, text.encode())
     if not data["passed"]:
         sys.exit(1)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +24,14 @@ from zoo.cli.options import (
     print_json,
 )
 from zoo.cli.runs import WEIGHTS
+from zoo.errors import InvalidInput, ZooError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from export.artifacts import Source
+    from zoo.data import Dataset
+    from zoo.model import Model
 
 
 @click.command(
@@ -76,6 +84,7 @@ def verify(
     Keras' other engines are asked as well.
     """
     check_packages()
+    from backends.client import Workers
     from export import artifacts, crosscheck, reports
     from export.crosscheck.verification import check_layers
     from zoo import data, runs
@@ -86,45 +95,78 @@ def verify(
     whose = chosen[0] if len(backend_names) == 1 and backend_names[0] != "all" else None
     names = list(models or documented())
     weights, seed, out = options["weights"], options["seed"], options["out"]
-    sources = [artifacts.find(name, weights, out, seed, terminal.say, whose) for name in names]
-    for source in sources:
-        check_layers(source.model, layers)
-    dataset = data.load(options["data"], options["data_dir"], terminal.say)
-    for source in sources:
-        data.check_fits(source.model, dataset)
-    images = data.to_float(dataset.test_images)
     found: list[dict[str, Any]] = []
-    for name, source in zip(names, sources, strict=True):
-        with _at_work(source.model.name) as at_work:
-            report = crosscheck.verify(
-                source.model,
-                source.weights,
-                chosen if backend_names else None,
-                images,
-                files=source.files,
-                isolated=options["isolated"],
-                layers=layers,
-                thorough=options["thorough"],
-                at_work=at_work,
-            )
-        report.origin = source.origin
-        report.data = f"{len(images):,} test images of {dataset.name}"
-        report.command = _command(name, source.run, dataset.name, backend_names, layers, options)
-        found.append(report.to_dict())
-        if not as_json:
-            click.echo(reports.terminal_lines(found[-1]))
-        if not layers:
-            artifacts.keep_report(source, report)
-    for file in files:
-        runs.write_atomically(file, reports.rendered(file, found))
-    passed = all(report["passed"] for report in found)
+    codes: dict[str, int] = {}
+
+    @contextmanager
+    def going_on(name: str) -> Iterator[None]:
+        """With several models, the others are still verified after one that cannot be."""
+        try:
+            yield
+        except ZooError as error:
+            if len(names) == 1:
+                raise
+            codes[name] = error.code
+            terminal.say(f"{terminal.styled('error', 'red', sys.stderr)}: {name}: {error}")
+
+    sources: dict[str, Source] = {}
+    for name in names:
+        with going_on(name):
+            source = artifacts.find(name, weights, out, seed, terminal.say, whose)
+            check_layers(source.model, layers)
+            sources[name] = source
+    dataset = data.load(options["data"], options["data_dir"], terminal.say) if sources else data.digits()
+    with Workers() as workers:
+        for name, source in sources.items():
+            with going_on(name):
+                images, told = _images(source.model, dataset, options["data"])
+                with _at_work(source.model.name) as at_work:
+                    report = crosscheck.verify(
+                        source.model,
+                        source.weights,
+                        chosen if backend_names else None,
+                        images,
+                        files=source.files,
+                        isolated=options["isolated"],
+                        layers=layers,
+                        thorough=options["thorough"],
+                        at_work=at_work,
+                        workers=workers,
+                    )
+                report.origin, report.data = source.origin, told
+                same = "auto" if images is None else dataset.name
+                report.command = _command(name, source.run, same, backend_names, layers, options)
+                codes[name] = 0 if report.passed else 1
+                found.append(report.to_dict())
+                if not as_json:
+                    click.echo(reports.terminal_lines(found[-1]))
+                if not layers:
+                    artifacts.keep_report(source, report)
+    failed = next((code for code in codes.values() if code), 0)
     if as_json:
         print_json(found)
-    elif passed:
+    elif not failed:
         wish = ["--weights", weights, "--seed", str(seed)] if weights else []
-        next_commands(["zoo", "export", names[0], *wish, "-o", f"{sources[0].model.name}.onnx"])
-    if not passed:
-        sys.exit(1)
+        target = f"{found[0]['model'].partition(':')[0]}.onnx"
+        next_commands(["zoo", "export", names[0], *wish, "-o", target])
+    for file in files:
+        runs.write_atomically(file, reports.rendered(file, found))
+    if failed:
+        sys.exit(failed)
+
+
+def _images(model: Model, dataset: Dataset, wish: str) -> tuple[np.ndarray | None, str]:
+    """The test images, or, where the model takes others and no data set is wished for, None; in words."""
+    from zoo import data
+
+    try:
+        data.check_fits(model, dataset)
+    except InvalidInput as error:
+        if wish != "auto":
+            raise
+        terminal.say(f"{model.name}: {error.what}: looking at noise and probes")
+        return None, "noise and probes"
+    return data.to_float(dataset.test_images), f"{len(dataset.test_images):,} test images of {dataset.name}"
 
 
 def _command(
