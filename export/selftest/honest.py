@@ -1,7 +1,7 @@
 """The other half of a score: honest witnesses of random models, none of which may be accused.
 
 Models, weights and images are random (export.specs): many shapes, scales from 0.01 to 30, sums of one
-sign, large biases. Every fifth model with labels is trained for an epoch first, on noise.
+sign, large biases. Every other model with labels and weights is trained for an epoch first, on noise.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from zoo.model import Model
 from zoo.randomness import raw_bits
 from zoo.weights import Weights
 
-TRAINED = 5  # of so many cases one is trained
+TRAINED = 2  # of so many cases one is trained, if it has labels and weights
 TRAINING_IMAGES = 256
 
 
@@ -76,8 +76,11 @@ def sweep(
         for seed in range(first, first + count):
             case = specs.random_case(specs.Seeded(seed))
             weights = case.weights
-            if workers and seed % TRAINED == 0 and case.model.labels:
-                weights = _trained(case.model, weights, workers[backends[seed % len(backends)]], seed)
+            trains = case.model.labels and case.model.parameters
+            if workers and seed % TRAINED == 0 and trains:
+                weights = _trained(
+                    case.model, weights, workers[backends[seed // TRAINED % len(backends)]], seed
+                )
                 found.trained += weights is not case.weights
             found.add(seed, hear(case.model, weights, case.images, workers))
             if say:
