@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 import export
 import zoo
-from backends.client import RemoteNetwork, Worker
+from backends.client import RemoteNetwork, Worker, Workers
 from backends.reference import ReferenceNetwork
 from export import crosscheck, reports
 from export.crosscheck import Verdict, compare, decide, examine, judge, probes, verification
@@ -264,8 +264,10 @@ def test_faults_in_the_onnx_file(images: np.ndarray, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("model", [zoo.get("convnet-small"), zoo.get("lenet-dropout")], ids=lambda m: m.name)
-def test_verify_asks_every_backend(framework: str, model: Model) -> None:
-    report = export.verify(model, zoo.init_weights(model), backends=[framework, "reference"])
+def test_verify_asks_every_backend(framework: str, worker: Worker, model: Model) -> None:
+    workers = Workers()
+    workers._running[framework] = worker  # which other tests share, so it is not closed here
+    report = export.verify(model, zoo.init_weights(model), backends=[framework, "reference"], workers=workers)
     assert report.passed
     witnesses = [verdict.witness for verdict in report.verdicts]
     assert witnesses == [
