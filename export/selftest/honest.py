@@ -6,18 +6,17 @@ sign, large biases. Every other model with labels and weights is trained for an 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
 import numpy as np
 
-from backends.client import Worker
+from backends.client import Worker, Workers
 from export import specs
 from export.crosscheck import Depth, Report, check_direct, examine, judge, probes, second_opinion
-from zoo import data, machine
+from zoo import data
 from zoo.errors import Diverged, InvalidInput
 from zoo.model import Model
 from zoo.randomness import raw_bits
@@ -31,13 +30,15 @@ TRAINING_IMAGES = 256
 class Honest:
     """What the cross-check said of honest witnesses.
 
-    alarms: "seed 17: torch, conv1, 1.30". worst: the largest difference as a multiple of its limit.
+    alarms: "seed 17: torch, conv1, 1.30". crashes: of witnesses whose process died, which is no accusation
+    but their framework's own fault. worst: the largest difference as a multiple of its limit.
     """
 
     cases: int = 0
     trained: int = 0
     witnesses: int = 0
     alarms: list[str] = field(default_factory=list)
+    crashes: list[str] = field(default_factory=list)
     worst: float = 0.0
     worst_of: str = ""
 
@@ -47,10 +48,11 @@ class Honest:
         for verdict in report.verdicts:
             self.witnesses += 1
             told = f"seed {seed}: {verdict.witness}"
+            if verdict.error:
+                self.crashes.append(f"{told}, {verdict.error}")
+                continue
             if not verdict.passed:
-                self.alarms.append(
-                    f"{told}, {verdict.culprit}, {verdict.max_ratio:.2f} {verdict.error}".strip()
-                )
+                self.alarms.append(f"{told}, {verdict.culprit}, {verdict.max_ratio:.2f}")
             if verdict.max_ratio > self.worst:
                 self.worst, self.worst_of = verdict.max_ratio, told
 
@@ -61,6 +63,7 @@ class Honest:
             "trained": self.trained,
             "witnesses": self.witnesses,
             "alarms": self.alarms,
+            "crashes": self.crashes,
             "worst_ratio": self.worst if isfinite(self.worst) else None,
             "worst_of": self.worst_of,
         }
@@ -71,31 +74,34 @@ def sweep(
 ) -> Honest:
     """Hear the honest witnesses of `count` random cases, whose seeds start at `first`."""
     found = Honest()
-    with ExitStack() as stack:
-        workers = {name: stack.enter_context(Worker(name, machine.threads())) for name in backends}
+    with Workers(threads=1) as workers:
         for seed in range(first, first + count):
             case = specs.random_case(specs.Seeded(seed))
             weights = case.weights
             trains = case.model.labels and case.model.parameters
-            if workers and seed % TRAINED == 0 and trains:
-                weights = _trained(
-                    case.model, weights, workers[backends[seed // TRAINED % len(backends)]], seed
-                )
+            if backends and seed % TRAINED == 0 and trains:
+                with workers.use(backends[seed // TRAINED % len(backends)]) as worker:
+                    weights = _trained(case.model, weights, worker, seed)
                 found.trained += weights is not case.weights
-            found.add(seed, hear(case.model, weights, case.images, workers))
+            found.add(seed, hear(case.model, weights, case.images, backends, workers))
             if say:
                 say("honest", seed - first + 1, count)
     return found
 
 
-def hear(model: Model, weights: Weights, images: np.ndarray, workers: Mapping[str, Worker]) -> Report:
-    """The verdicts on a model's direct export and on running backends, with batches and every layer."""
+def hear(
+    model: Model, weights: Weights, images: np.ndarray, backends: Sequence[str], workers: Workers
+) -> Report:
+    """The verdicts on a model's direct export and on backends, with batches and every layer."""
     judgement = judge(model, weights, np.concatenate([images, probes(model, 8)]))
     report = check_direct(model, weights, judgement, Depth(batches=True))
     report.verdicts.append(second_opinion(report.layers_onnx, judgement))
-    for name, worker in workers.items():
-        network = worker.build(model, weights)
-        verdict = examine(name, network, judgement, network.activations, alone=network.alone, batches=True)
+    for name in backends:
+        with workers.use(name) as worker:
+            network = worker.build(model, weights)
+            verdict = examine(
+                name, network, judgement, network.activations, alone=network.alone, batches=True
+            )
         report.verdicts.append(verdict)
     return report
 

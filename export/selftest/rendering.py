@@ -95,6 +95,7 @@ def _totals(score: Data) -> list[str]:
             if smallest and smallest["max_ratio"]:
                 text += f": a margin of {smallest['max_ratio'] / honest['worst_ratio']:.0f}x to the smallest"
         lines.append(text)
+        lines += [f"crashed: {crash}" for crash in honest["crashes"]]
     return lines
 
 
