@@ -79,7 +79,8 @@ def cross(session: nox.Session) -> None:
     session.install("-e", ".[all]", "hypothesis", "jax", "pytest", "scipy")
     _test(session, "-m", "cross", backends="torch,keras", specs=40)
     if not session.posargs:
-        session.run("zoo", "selftest", "--honest", "20")
+        score = os.path.join(session.create_tmp(), "selftest.json")
+        session.run("zoo", "selftest", "--honest", "20", "--report", score)
 
 
 @nox.session(default=False)

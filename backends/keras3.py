@@ -473,7 +473,9 @@ class KerasNetwork:
                 yield node, node.layer
 
     def _seed_dropout(self, seed: int) -> None:
-        for node, _ in self._dropouts():
+        for node, layer in self._dropouts():
+            if not layer.rate:
+                continue  # Keras gives it no generator
             draw = raw_bits(seed, node.path, 2) >> np.uint64(33)
             generator = self.network.get_layer(node.path).seed_generator
             generator.state.assign(draw.astype(generator.state.dtype))

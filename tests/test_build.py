@@ -39,14 +39,14 @@ FILES = {
 def _lasting_workers(monkeypatch: pytest.MonkeyPatch, _running: dict[str, Worker]) -> None:
     """Builds share a process per framework: to start one takes most of a short build's time."""
 
-    def lasting(name: str) -> Worker:
+    def lasting(name: str, threads: int | None = None) -> Worker:
         if name not in _running:
             _running[name] = Worker(name)
         shared = copy.copy(_running[name])
         shared.close = lambda: None  # type: ignore[method-assign]
         return shared
 
-    monkeypatch.setattr(build, "Worker", lasting)
+    monkeypatch.setattr("backends.client.Worker", lasting)
 
 
 def options(out: Path, **changes: object) -> Options:

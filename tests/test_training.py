@@ -166,6 +166,16 @@ def test_train_reports_what_happened(backend: Backend, digits: data.Dataset) -> 
     assert training.to_csv(training.EPOCHS, trained.epochs).splitlines()[0].startswith("epoch,train_loss")
 
 
+def test_a_dropout_of_rate_0_trains_like_none(backend: Backend, digits: data.Dataset) -> None:
+    recipe = Recipe(SGD(0.1), batch_size=32, epochs=1)
+    losses = []
+    for first in ((), (Dropout(0.0),)):
+        model = Model("m", (1, 28, 28), (*first, Flatten(), Dense(10)), recipe)
+        network = backend.build(model, zoo.init_weights(model))
+        losses.append(training.train(network, recipe, small_split(digits), seed=0, epochs=1).loss["train"])
+    assert losses[0] == losses[1]
+
+
 def test_no_epochs_keep_the_initial_weights(backend: Backend, digits: data.Dataset) -> None:
     model = dense_model(SGD(0.1))
     weights = zoo.init_weights(model)
