@@ -226,7 +226,7 @@ def test_a_worker_that_dies_is_replaced(
         real(self, split)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Worker, "send_data", die_once)
-    monkeypatch.setattr(build, "Worker", Worker)  # processes of its own: one of them dies
+    monkeypatch.setattr("backends.client.Worker", Worker)  # processes of its own: one of them dies
     models = [zoo.get(TINY), zoo.get("lenet-dropout")]
     outcomes = build.build(models, [framework], options(tmp_path), lambda _: None)
     assert isinstance(outcomes[0].error, WorkerDied)
