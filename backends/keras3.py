@@ -330,7 +330,8 @@ _RULES: dict[type[Optimizer], type[_Rule]] = {SGD: _SGD, Adam: _Adam, RMSprop: _
 def _cross_entropy(labels: Any, outputs: Any) -> Any:
     """-log_softmax(outputs)[label] per image, whatever layer gave the outputs."""
     log_softmax = ops.log_softmax(outputs, axis=-1)
-    return -ops.take_along_axis(log_softmax, ops.cast(labels, "int32")[:, None], axis=-1)[:, 0]
+    rows = ops.reshape(ops.cast(labels, "int32"), (-1, 1))  # with one class Keras has made it so already
+    return -ops.take_along_axis(log_softmax, rows, axis=-1)[:, 0]
 
 
 def _compile(network: Any, rule: _Rule) -> None:
