@@ -17,7 +17,7 @@ from backends.client import Worker, Workers
 from export import specs
 from export.crosscheck import Depth, Report, check_direct, examine, judge, probes, second_opinion
 from zoo import data
-from zoo.errors import Diverged, InvalidInput
+from zoo.errors import Diverged, InvalidInput, WorkerDied
 from zoo.model import Model
 from zoo.randomness import raw_bits
 from zoo.weights import Weights
@@ -80,8 +80,12 @@ def sweep(
             weights = case.weights
             trains = case.model.labels and case.model.parameters
             if backends and seed % TRAINED == 0 and trains:
-                with workers.use(backends[seed // TRAINED % len(backends)]) as worker:
-                    weights = _trained(case.model, weights, worker, seed)
+                name = backends[seed // TRAINED % len(backends)]
+                try:
+                    with workers.use(name) as worker:
+                        weights = _trained(case.model, weights, worker, seed)
+                except WorkerDied as error:
+                    found.crashes.append(f"seed {seed}: {name}, {error}")
                 found.trained += weights is not case.weights
             found.add(seed, hear(case.model, weights, case.images, backends, workers))
             if say:
