@@ -12,7 +12,7 @@ import nox
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.sessions = ["lint", "types", "bare", "doctor", "torch", "keras", "cross", "notebooks"]
 nox.options.error_on_missing_interpreters = True
-# Between them every layer and every fault; the session `selftest` takes all five.
+# Between them they have every fault and every layer of the five; the session `selftest` takes all five.
 SCORED = ("convnet-small", "cnn-padded", "lenet-dropout")
 NEITHER = "not cross and not full_mnist and not notebooks"  # tests that are sessions of their own
 
@@ -87,7 +87,7 @@ def cross(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def selftest(session: nox.Session) -> None:
-    """The mutation score with 1,000 honest cases, none of which may be accused: about ten minutes."""
+    """The mutation score with 1,000 honest cases, none of which may be accused: long."""
     session.install("-e", ".[all]")
     session.run("zoo", "selftest", "--honest", "1000", *session.posargs)
 
