@@ -129,17 +129,17 @@ def normalize(layer: Normalize, x: Any, path: str, dtype: str) -> Any:
 @lower.register
 def conv2d(layer: Conv2d, x: Any, path: str, dtype: str) -> Any:
     _, height, width, channels = x.shape
-    stride, (top, left, bottom, right) = layer.placement((channels, height, width))
+    stride, (top, left, bottom, right), crop = layer.placement((channels, height, width))
     if max(top, left, bottom, right) > 0:
         x = keras.layers.ZeroPadding2D(
-            ((top, bottom), (left, max(right, 0))),
+            ((top, bottom), (left, right)),
             data_format="channels_last",
             name=f"{path}.padding",
             dtype=dtype,
         )(x)
-    if right < 0:
+    if crop:
         x = keras.layers.Cropping2D(
-            ((0, 0), (0, -right)),
+            ((0, 0), (0, crop)),
             data_format="channels_last",
             name=f"{path}.cropping",
             dtype=dtype,

@@ -83,13 +83,14 @@ class _PaddedConv2d(nn.Conv2d):
 
 @lower.register
 def conv2d(layer: Conv2d, input_shape: Shape) -> nn.Module:
-    stride, (top, left, bottom, right) = layer.placement(input_shape)
+    placement = layer.placement(input_shape)
+    top, left, bottom, right = placement.sides
     symmetric = (top, left) == (bottom, right)
     module = (nn.Conv2d if symmetric else _PaddedConv2d)(
         in_channels=input_shape[0],
         out_channels=layer.filters,
         kernel_size=layer.kernel,
-        stride=stride,
+        stride=placement.stride,
         padding=(top, left) if symmetric else 0,
         dilation=1,
         groups=1,

@@ -1,6 +1,6 @@
 """Everything that computes a model, on one case; and a disagreement as a script of its own.
 
-A case (export.specs) goes through running workers in float64, where semantics are proved, and in
+A case (export.specs) goes through the backends in float64, where semantics are proved, and in
 float32, where the cross-check judges every witness; its spec and its file must survive being
 written and read. What disagrees is a list of sentences.
 
@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import base64
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
 import numpy as np
 
 import zoo
-from backends.client import Worker
+from backends.client import Workers
 from backends.reference import ReferenceNetwork
 from export import crosscheck
 from export.graph import serialize, to_onnx
@@ -48,24 +47,25 @@ main(SPEC, WEIGHTS, seed={seed}, native={native}, backends={names})
 """
 
 
-def disagreements(case: Case, workers: Mapping[str, Worker]) -> list[str]:
+def disagreements(case: Case, backends: Sequence[str], workers: Workers) -> list[str]:
     """What disagrees in any respect, one sentence each; none if all is well."""
-    report = cross_check(case, workers)
-    return [*semantics(case, workers), *numerics(report), *persistence(case, report.onnx)]
+    report = cross_check(case, backends, workers)
+    return [*semantics(case, backends, workers), *numerics(report), *persistence(case, report.onnx)]
 
 
-def semantics(case: Case, workers: Mapping[str, Worker]) -> list[str]:
+def semantics(case: Case, backends: Sequence[str], workers: Workers) -> list[str]:
     """Where a backend in float64 is not the reference: its output, and every layer's."""
     expected = ReferenceNetwork(case.model, case.weights).activations(case.images)
     *_, last = expected.values()
     found = []
-    for name, worker in workers.items():
-        try:
-            network = worker.build(case.model, case.weights, "float64")
-            got = {"the output": network.predict(case.images), **network.activations(case.images)}
-        except ZooError as error:
-            found.append(f"float64 {name}: {error}")
-            continue
+    for name in backends:
+        with workers.use(name) as worker:
+            try:
+                network = worker.build(case.model, case.weights, "float64")
+                got = {"the output": network.predict(case.images), **network.activations(case.images)}
+            except ZooError as error:
+                found.append(f"float64 {name}: {error}")
+                continue
         for path, tensor in {"the output": last, **expected}.items():
             limit = np.array(SEMANTICS * np.abs(tensor).max(initial=0))
             comparison = crosscheck.compare(got[path], tensor, limit, "float64")
@@ -74,21 +74,22 @@ def semantics(case: Case, workers: Mapping[str, Worker]) -> list[str]:
     return found
 
 
-def cross_check(case: Case, workers: Mapping[str, Worker]) -> crosscheck.Report:
-    """The cross-check of the direct export and of the workers' networks, all in float32."""
+def cross_check(case: Case, backends: Sequence[str], workers: Workers) -> crosscheck.Report:
+    """The cross-check of the direct export and of the backends' networks, all in float32."""
     model, weights = case.model, case.weights
     judgement = crosscheck.judge(model, weights, case.images)
     report = crosscheck.check_direct(model, weights, judgement)
-    for name, worker in workers.items():
-        try:
-            network = worker.build(model, weights)
-        except ZooError as error:
-            report.verdicts.append(crosscheck.Verdict(name, error=str(error)))
-            continue
-        if case.native:
-            crosscheck.check_network(name, network, weights, judgement, report)
-        else:
-            report.verdicts.append(crosscheck.examine(name, network, judgement, network.activations))
+    for name in backends:
+        with workers.use(name) as worker:
+            try:
+                network = worker.build(model, weights)
+            except ZooError as error:
+                report.verdicts.append(crosscheck.Verdict(name, error=str(error)))
+                continue
+            if case.native:
+                crosscheck.check_network(name, network, weights, judgement, report)
+            else:
+                report.verdicts.append(crosscheck.examine(name, network, judgement, network.activations))
     return report
 
 
@@ -130,8 +131,8 @@ def main(spec: str, weights: str, *, seed: int, native: bool, backends: Sequence
     """What a script does: check the case in processes of its own, print, exit."""
     model = parse_spec(spec.encode(), "spec")
     case = Case(model, weights_file.from_bytes(base64.b64decode(weights), model), seed, native)
-    with ExitStack() as stack:
-        found = disagreements(case, {name: stack.enter_context(Worker(name)) for name in backends})
+    with Workers() as workers:
+        found = disagreements(case, backends, workers)
     print(*found or ["everything agrees"], sep="\n")
     raise SystemExit(1 if found else 0)
 

@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 import planted
 import pytest
+from conftest import FRAMEWORKS
 
 from backends import client
-from backends.client import Worker
+from backends.client import Workers
 from export import crosscheck, reproduction, specs
 from export.graph import serialize, to_onnx
 from export.specs import Case, Seeded, random_case, random_model
@@ -206,7 +207,11 @@ class Persistence(AssertionError): ...
 
 
 def search(
-    hypothesis: Any, examples: int, checks: dict[type[AssertionError], Check], folder: Path, names: list[str]
+    hypothesis: Any,
+    examples: int,
+    checks: dict[type[AssertionError], Check],
+    folder: Path,
+    names: Sequence[str],
 ) -> None:
     """Hold random cases to the checks; what fails is shrunk, written as a script and raised."""
 
@@ -243,19 +248,19 @@ def search(
 
 
 @pytest.mark.cross
-def test_random_specs(
-    hypothesis: Any, workers: dict[str, Worker], folder: Path, capsys: pytest.CaptureFixture
-) -> None:
+@pytest.mark.usefixtures("workers")
+def test_random_specs(hypothesis: Any, folder: Path, capsys: pytest.CaptureFixture) -> None:
     """Everything that computes a random model agrees with the reference.
 
     In float64 to 1e-12, in float32 under the cross-check's limits, for one in four with the
     frameworks' own exports. How many of those give the direct graph's bits is printed, not asserted.
+    A spec that ends a framework's process is a disagreement like others, and shrinks in new processes.
     """
     tried: Counter[str] = Counter()
     reports: list[crosscheck.Report] = []
 
     def numerics(case: Case) -> list[str]:
-        reports[:] = [reproduction.cross_check(case, workers)]
+        reports[:] = [reproduction.cross_check(case, FRAMEWORKS, running)]
         tried["specs"] += 1
         for verdict in reports[0].verdicts:
             if verdict.identical is not None:
@@ -264,26 +269,30 @@ def test_random_specs(
         return reproduction.numerics(reports[0])
 
     checks: dict[type[AssertionError], Check] = {
-        Semantics: lambda case: reproduction.semantics(case, workers),
+        Semantics: lambda case: reproduction.semantics(case, FRAMEWORKS, running),
         Numerics: numerics,
         Persistence: lambda case: reproduction.persistence(case, reports[0].onnx),
     }
-    search(hypothesis, SPECS, checks, folder, list(workers))
+    with Workers() as running:
+        search(hypothesis, SPECS, checks, folder, FRAMEWORKS)
     with capsys.disabled():
         print("", *(f"{what}: {count}" for what, count in sorted(tried.items())), sep="\n  ")
     assert tried["specs"] >= min(SPECS, DEFAULT_SPECS)
-    for name in workers:
+    for name in FRAMEWORKS:
         assert tried[crosscheck.native_name(name)] > 0
 
 
 @pytest.fixture(scope="module")
-def faulty() -> Iterator[Worker]:
+def faulty() -> Iterator[Workers]:
     """A torch process in which faults can be planted."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, Workers() as workers:
         patch.setattr(client, "_BOOT", planted.boot())
-        worker = Worker("torch")
-    with worker:
-        yield worker
+        yield workers
+
+
+def plant(workers: Workers, fault: str | None) -> None:
+    with workers.use("torch") as worker:
+        worker.ask("plant", fault=fault)
 
 
 FAULTS: dict[str, tuple[type[Layer], int]] = {  # the layer that is left, and how many there are at most
@@ -296,17 +305,17 @@ FAULTS: dict[str, tuple[type[Layer], int]] = {  # the layer that is left, and ho
 @pytest.mark.cross
 @pytest.mark.usefixtures("workers")
 @pytest.mark.parametrize("fault", planted.LOWERINGS)
-def test_a_planted_fault_shrinks(fault: str, hypothesis: Any, faulty: Worker, tmp_path: Path) -> None:
+def test_a_planted_fault_shrinks(fault: str, hypothesis: Any, faulty: Workers, tmp_path: Path) -> None:
     kind, most = FAULTS[fault]
     checks: dict[type[AssertionError], Check] = {
-        Semantics: lambda case: reproduction.semantics(case, {"torch": faulty})
+        Semantics: lambda case: reproduction.semantics(case, ["torch"], faulty)
     }
-    faulty.ask("plant", fault=fault)
+    plant(faulty, fault)
     try:
         with pytest.raises(Semantics) as failure:
             search(hypothesis, 40, checks, tmp_path, ["torch"])
     finally:
-        faulty.ask("plant", fault=None)
+        plant(faulty, None)
     text = (tmp_path / "semantics.py").read_text()
     assert text in str(failure.value)
     layers = model_in(text).layers

@@ -58,7 +58,7 @@ def normalize(layer: Normalize, input_shape: Shape, path: str) -> tuple[Call, ..
 @emit.register
 def conv2d(layer: Conv2d, input_shape: Shape, path: str) -> tuple[Call, ...]:
     arguments = [str(layer.filters), f"kernel_size={pair(layer.kernel)}"]
-    stride, (top, left, bottom, right) = layer.placement(input_shape)
+    stride, (top, left, bottom, right), crop = layer.placement(input_shape)
     if stride != (1, 1):
         arguments.append(f"strides={pair(stride)}")
     if not layer.bias:
@@ -66,10 +66,10 @@ def conv2d(layer: Conv2d, input_shape: Shape, path: str) -> tuple[Call, ...]:
     convolution = Call("layers.Conv2D", (*arguments, _named(path)))
     before = []
     if max(top, left, bottom, right) > 0:
-        sides = f"(({top}, {bottom}), ({left}, {max(right, 0)}))"
+        sides = f"(({top}, {bottom}), ({left}, {right}))"
         before.append(Call("layers.ZeroPadding2D", (sides, _named(f"{path}.padding"))))
-    if right < 0:
-        sides = f"((0, 0), (0, {-right}))"
+    if crop:
+        sides = f"((0, 0), (0, {crop}))"
         before.append(Call("layers.Cropping2D", (sides, _named(f"{path}.cropping"))))
     return *before, convolution
 

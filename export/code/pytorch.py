@@ -57,9 +57,10 @@ def normalize(layer: Normalize, input_shape: Shape) -> Call:
 @emit.register
 def conv2d(layer: Conv2d, input_shape: Shape) -> Call:
     arguments = [str(input_shape[0]), str(layer.filters), f"kernel_size={pair(layer.kernel)}"]
-    stride, padding = layer.placement(input_shape)
-    if stride != (1, 1):
-        arguments.append(f"stride={pair(stride)}")
+    placement = layer.placement(input_shape)
+    padding = placement.sides
+    if placement.stride != (1, 1):
+        arguments.append(f"stride={pair(placement.stride)}")
     if any(padding) and _is_symmetric(padding):
         arguments.append(f"padding={pair(padding[:2])}")
     if not layer.bias:
@@ -112,7 +113,7 @@ def _own_padding(node: Node) -> Sides | None:
     """The padding that the program applies before a convolution, which pads opposite sides alike."""
     if not isinstance(node.layer, Conv2d):
         return None
-    _, padding = node.layer.placement(node.input_shape)
+    padding = node.layer.placement(node.input_shape).sides
     return None if _is_symmetric(padding) else padding
 
 
