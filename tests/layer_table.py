@@ -57,7 +57,7 @@ ROWS: list[Row] = [
         (2, 7, 1),
     ),
     # A window in nothing but padding (Conv2d.placement): this one ended TensorFlow's process.
-    ("conv padded by more than its kernel", (Conv2d(2, (4, 1), (3, 2), (1, 1, 0, 3)),), (2, 4, 1), (2, 1, 3)),
+    ("conv padded by its kernel", (Conv2d(2, (4, 1), 3, (0, 0, 2, 1)),), (4, 4, 6), (2, 1, 3)),
     ("relu", (ReLU(),), (2, 3, 4), (2, 3, 4)),
     ("max pool", (MaxPool2d(2),), (2, 7, 6), (2, 3, 3)),
     ("max pool overlapping", (MaxPool2d(3, 2),), (2, 8, 7), (2, 3, 3)),

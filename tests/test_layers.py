@@ -9,6 +9,7 @@ from layer_table import ROWS, missing, model_of, rows
 import backends
 import zoo
 from backends import reference
+from backends.client import Worker
 from export import crosscheck
 from export.graph import emit, serialize, to_layers_onnx, to_onnx
 from export.session import Session
@@ -82,6 +83,15 @@ def test_onnx_agrees_with_the_reference(model: Model) -> None:
         assert comparison.passed, f"{path}: {comparison}"
     output = Session(serialize(to_onnx(model, weights)), optimize=False).predict(images)
     assert crosscheck.compare(output, expected[model.walk()[-1].path]).passed
+
+
+def test_a_window_of_nothing_but_padding(worker: Worker) -> None:
+    """Of the table's rows this one ended TensorFlow's process, and with a single image only."""
+    (model,) = (model_of(layers, shape) for name, layers, shape, _ in ROWS if "by its kernel" in name)
+    weights = zoo.init_weights(model, seed=3)
+    image = _images(model, 1)
+    expected = reference.backend().build(model, weights).predict(image)
+    np.testing.assert_allclose(worker.build(model, weights).predict(image), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("model", rows())
