@@ -14,6 +14,8 @@ nox.options.sessions = ["lint", "types", "bare", "doctor", "torch", "keras", "cr
 nox.options.error_on_missing_interpreters = True
 # Between them they have every fault and every layer of the five; the session `selftest` takes all five.
 SCORED = ("convnet-small", "cnn-padded", "lenet-dropout")
+# Most tests wait for one process at a time, a framework that starts: so several of them run at once.
+SPREAD = ("-n", "auto", "--dist", "worksteal")
 NEITHER = "not cross and not full_mnist and not notebooks"  # tests that are sessions of their own
 
 
@@ -48,8 +50,8 @@ def types(session: nox.Session) -> None:
 @nox.session
 def bare(session: nox.Session) -> None:
     """Everything that works with no framework installed, and what is said about the others."""
-    session.install("-e", ".[tensorboard]", "jsonschema", "pytest", "ruff", "scikit-image")
-    _test(session, "-m", NEITHER, backends="")
+    session.install("-e", ".[tensorboard]", "jsonschema", "pytest", "pytest-xdist", "ruff", "scikit-image")
+    _test(session, *SPREAD, "-m", NEITHER, backends="")
 
 
 @nox.session
@@ -64,15 +66,15 @@ def doctor(session: nox.Session) -> None:
 @nox.session
 def torch(session: nox.Session) -> None:
     """PyTorch alone: the tests that use a framework; `bare` has run the others."""
-    session.install("-e", ".[torch]", "pytest", "scipy")
-    _test(session, "-m", NEITHER, "--only-frameworks", backends="torch")
+    session.install("-e", ".[torch]", "pytest", "pytest-xdist", "scipy")
+    _test(session, *SPREAD, "-m", NEITHER, "--only-frameworks", backends="torch")
 
 
 @nox.session
 def keras(session: nox.Session) -> None:
     """Keras on TensorFlow alone: the tests that use a framework; `bare` has run the others."""
-    session.install("-e", ".[keras]", "pytest", "scipy")
-    _test(session, "-m", NEITHER, "--only-frameworks", backends="keras")
+    session.install("-e", ".[keras]", "pytest", "pytest-xdist", "scipy")
+    _test(session, *SPREAD, "-m", NEITHER, "--only-frameworks", backends="keras")
 
 
 @nox.session
