@@ -24,23 +24,37 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import singledispatch
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from zoo.errors import BackendUnavailable, InvalidInput, NotSupported, UnsupportedLayer
 from zoo.layers import (
+    ELU,
+    GELU,
+    AdaptiveAvgPool2d,
     AvgPool2d,
     Conv2d,
     Dense,
     Dropout,
     Flatten,
+    GlobalAvgPool2d,
+    HardSigmoid,
+    HardSwish,
     Layer,
+    LeakyReLU,
+    LocalResponseNorm,
     MaxPool2d,
     Normalize,
     ReLU,
+    ReLU6,
+    Sigmoid,
+    SiLU,
     Softmax,
+    SpatialDropout,
+    Tanh,
 )
 from zoo.machine import version
 from zoo.model import Model, Node
@@ -128,8 +142,8 @@ def normalize(layer: Normalize, x: Any, path: str, dtype: str) -> Any:
 
 @lower.register
 def conv2d(layer: Conv2d, x: Any, path: str, dtype: str) -> Any:
-    _, height, width, channels = x.shape
-    stride, (top, left, bottom, right), crop = layer.placement((channels, height, width))
+    channels = x.shape[-1]
+    stride, (top, left, bottom, right), crop = layer.placement(_image(x))
     if max(top, left, bottom, right) > 0:
         x = keras.layers.ZeroPadding2D(
             ((top, bottom), (left, right)),
@@ -144,21 +158,76 @@ def conv2d(layer: Conv2d, x: Any, path: str, dtype: str) -> Any:
             name=f"{path}.cropping",
             dtype=dtype,
         )(x)
-    return keras.layers.Conv2D(
-        layer.filters,
-        layer.kernel,
-        strides=stride,
-        padding="valid",
-        data_format="channels_last",
-        dilation_rate=1,
-        groups=1,
-        activation=None,
-        use_bias=layer.bias,
-        kernel_initializer="zeros",
-        bias_initializer="zeros",
-        name=path,
-        dtype=dtype,
-    )(x)
+    # No stride beside a dilation, and none by axis where it is depthwise: TensorFlow has neither. Then
+    # every position is computed, and some are taken.
+    uneven = _is_depthwise(layer, channels) and stride[0] != stride[1]
+    thinned = uneven or (stride != (1, 1) and layer.dilation != (1, 1))
+    settings = {
+        "strides": 1 if thinned else stride,
+        "padding": "valid",
+        "data_format": "channels_last",
+        "dilation_rate": layer.dilation,
+        "activation": None,
+        "use_bias": layer.bias,
+        "bias_initializer": "zeros",
+        "name": f"{path}.every" if thinned else path,
+        "dtype": dtype,
+    }
+    if _is_depthwise(layer, channels):
+        convolution = keras.layers.DepthwiseConv2D(
+            layer.kernel,
+            depth_multiplier=layer.filters // channels,
+            depthwise_initializer="zeros",
+            **settings,
+        )
+    else:
+        convolution = keras.layers.Conv2D(
+            layer.filters, layer.kernel, groups=layer.groups, kernel_initializer="zeros", **settings
+        )
+    x = convolution(x)
+    return _Thin(stride, name=path, dtype=dtype)(x) if thinned else x
+
+
+def _is_depthwise(layer: Conv2d, channels: int) -> bool:
+    return layer.groups == channels > 1
+
+
+@keras.saving.register_keras_serializable("zoo")
+class _Thin(keras.layers.Layer):  # type: ignore[misc]
+    """Every so many rows and columns of an image."""
+
+    def __init__(self, stride: tuple[int, int], **options: Any) -> None:
+        super().__init__(**options)
+        self.stride = stride
+
+    def call(self, x: Any) -> Any:
+        return x[:, :: self.stride[0], :: self.stride[1]]
+
+
+@keras.saving.register_keras_serializable("zoo")
+class _LocalResponseNorm(keras.layers.Layer):  # type: ignore[misc]
+    """The squares of the channels around each are summed by a product with a matrix of ones near its
+    diagonal: tf2onnx writes broken graphs for sums of slices."""
+
+    def __init__(self, size: int, alpha: float, beta: float, k: float, **options: Any) -> None:
+        super().__init__(**options)
+        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+
+    def call(self, x: Any) -> Any:
+        share, beta, k = (_constant(value, self) for value in (self.alpha / self.size, self.beta, self.k))
+        channels = np.arange(x.shape[-1])
+        near = _constant(abs(channels[:, None] - channels) <= self.size // 2, self)
+        return x / ops.power(k + share * ops.matmul(ops.square(x), near), beta)
+
+
+def _constant(value: Any, layer: Any) -> Any:
+    """A number or an array in the layer's dtype: Keras itself may round it to float32 on the way."""
+    return ops.convert_to_tensor(np.asarray(value, dtype=layer.compute_dtype))
+
+
+@lower.register
+def local_response_norm(layer: LocalResponseNorm, x: Any, path: str, dtype: str) -> Any:
+    return _LocalResponseNorm(layer.size, layer.alpha, layer.beta, layer.k, name=path, dtype=dtype)(x)
 
 
 @lower.register
@@ -167,7 +236,84 @@ def relu(layer: ReLU, x: Any, path: str, dtype: str) -> Any:
 
 
 @lower.register
+def relu6(layer: ReLU6, x: Any, path: str, dtype: str) -> Any:
+    return keras.layers.ReLU(max_value=6.0, negative_slope=0.0, threshold=0.0, name=path, dtype=dtype)(x)
+
+
+@lower.register
+def leaky_relu(layer: LeakyReLU, x: Any, path: str, dtype: str) -> Any:
+    return keras.layers.LeakyReLU(negative_slope=layer.slope, name=path, dtype=dtype)(x)
+
+
+@lower.register
+def elu(layer: ELU, x: Any, path: str, dtype: str) -> Any:
+    return keras.layers.ELU(alpha=layer.alpha, name=path, dtype=dtype)(x)
+
+
+@lower.register
+def sigmoid(layer: Sigmoid, x: Any, path: str, dtype: str) -> Any:
+    return keras.layers.Activation("sigmoid", name=path, dtype=dtype)(x)
+
+
+@lower.register
+def tanh(layer: Tanh, x: Any, path: str, dtype: str) -> Any:
+    return keras.layers.Activation("tanh", name=path, dtype=dtype)(x)
+
+
+@keras.saving.register_keras_serializable("zoo")
+class _GELU(keras.layers.Layer):  # type: ignore[misc]
+    """By erf and in the layer's dtype: Keras' own takes erfc, which tf2onnx cannot export."""
+
+    def __init__(self, approximate: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.approximate = approximate
+
+    def call(self, x: Any) -> Any:
+        half, one = _constant(0.5, self), _constant(1, self)
+        if self.approximate == "tanh":
+            inner = x + _constant(0.044715, self) * x * x * x
+            return half * x * (one + ops.tanh(_constant(np.sqrt(2 / np.pi), self) * inner))
+        return half * x * (one + ops.erf(x * _constant(np.sqrt(0.5), self)))
+
+
+@lower.register
+def gelu(layer: GELU, x: Any, path: str, dtype: str) -> Any:
+    return _GELU(layer.approximate, name=path, dtype=dtype)(x)
+
+
+@lower.register
+def silu(layer: SiLU, x: Any, path: str, dtype: str) -> Any:
+    return keras.layers.Activation("silu", name=path, dtype=dtype)(x)
+
+
+@lower.register
+def hard_sigmoid(layer: HardSigmoid, x: Any, path: str, dtype: str) -> Any:
+    return keras.layers.Activation("hard_sigmoid", name=path, dtype=dtype)(x)
+
+
+@lower.register
+def hard_swish(layer: HardSwish, x: Any, path: str, dtype: str) -> Any:
+    return keras.layers.Activation("hard_swish", name=path, dtype=dtype)(x)
+
+
+@keras.saving.register_keras_serializable("zoo")
+class _PadLowest(keras.layers.Layer):  # type: ignore[misc]
+    """Padding that is never the largest of a window. sides: top, left, bottom, right."""
+
+    def __init__(self, sides: tuple[int, int, int, int], **options: Any) -> None:
+        super().__init__(**options)
+        self.sides = sides
+
+    def call(self, x: Any) -> Any:
+        top, left, bottom, right = self.sides
+        return ops.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=-np.inf)
+
+
+@lower.register
 def max_pool2d(layer: MaxPool2d, x: Any, path: str, dtype: str) -> Any:
+    sides = layer.sides(_image(x))
+    if any(sides):
+        x = _PadLowest(sides, name=f"{path}.padding", dtype=dtype)(x)
     return keras.layers.MaxPooling2D(
         layer.size,
         strides=layer.stride,
@@ -178,16 +324,75 @@ def max_pool2d(layer: MaxPool2d, x: Any, path: str, dtype: str) -> Any:
     )(x)
 
 
+@keras.saving.register_keras_serializable("zoo")
+class _Share(keras.layers.Layer):  # type: ignore[misc]
+    """A product with constants (rows, columns), the same for every channel."""
+
+    def __init__(self, shares: Any, **options: Any) -> None:
+        super().__init__(**options)
+        self.shares = np.asarray(shares)
+
+    def call(self, x: Any) -> Any:
+        return x * _constant(self.shares[:, :, None], self)
+
+
 @lower.register
 def avg_pool2d(layer: AvgPool2d, x: Any, path: str, dtype: str) -> Any:
-    return keras.layers.AveragePooling2D(
+    top, left, bottom, right = sides = layer.sides(_image(x))
+    shares = prod(layer.size) / np.outer(*layer.counts(_image(x)))
+    if any(sides):
+        x = keras.layers.ZeroPadding2D(
+            ((top, bottom), (left, right)), data_format="channels_last", name=f"{path}.padding", dtype=dtype
+        )(x)
+    whole = bool((shares == 1).all())
+    x = keras.layers.AveragePooling2D(
         layer.size,
         strides=layer.stride,
         padding="valid",
         data_format="channels_last",
-        name=path,
+        name=path if whole else f"{path}.windows",
         dtype=dtype,
     )(x)
+    return x if whole else _Share(shares, name=path, dtype=dtype)(x)
+
+
+@keras.saving.register_keras_serializable("zoo")
+class _AdaptiveAvgPool2d(keras.layers.Layer):  # type: ignore[misc]
+    """A product with a matrix of shares along the rows, and one along the columns."""
+
+    def __init__(self, rows: Any, columns: Any, **options: Any) -> None:
+        super().__init__(**options)
+        self.rows, self.columns = np.asarray(rows), np.asarray(columns)
+
+    def call(self, x: Any) -> Any:
+        _, height, width, channels = x.shape
+        x = ops.reshape(x, (-1, height, width * channels))
+        x = ops.matmul(_constant(self.rows, self), x)
+        x = ops.reshape(x, (-1, len(self.rows), width, channels))
+        return ops.matmul(_constant(self.columns, self), x)
+
+
+@lower.register
+def adaptive_avg_pool2d(layer: AdaptiveAvgPool2d, x: Any, path: str, dtype: str) -> Any:
+    rows, columns = (
+        np.array([[first <= i < end for i in range(length)] for first, end in cells], dtype=float)
+        for cells, length in zip(layer.cells(_image(x)), x.shape[1:3], strict=True)
+    )
+    shares = (matrix / matrix.sum(axis=1, keepdims=True) for matrix in (rows, columns))
+    return _AdaptiveAvgPool2d(*shares, name=path, dtype=dtype)(x)
+
+
+@lower.register
+def global_avg_pool2d(layer: GlobalAvgPool2d, x: Any, path: str, dtype: str) -> Any:
+    return keras.layers.GlobalAveragePooling2D(
+        data_format="channels_last", keepdims=True, name=path, dtype=dtype
+    )(x)
+
+
+def _image(x: Any) -> tuple[int, int, int]:
+    """The canonical shape (C, H, W) of a symbolic x (N, H, W, C)."""
+    _, height, width, channels = x.shape
+    return channels, height, width
 
 
 @keras.saving.register_keras_serializable("zoo")
@@ -209,6 +414,17 @@ class _Dropout(keras.layers.Dropout):  # type: ignore[misc]
 @lower.register
 def dropout(layer: Dropout, x: Any, path: str, dtype: str) -> Any:
     return _Dropout(layer.rate, noise_shape=None, seed=0, name=path, dtype=dtype)(x)
+
+
+@keras.saving.register_keras_serializable("zoo")
+class _SpatialDropout(_Dropout):
+    """The same for whole channels."""
+
+
+@lower.register
+def spatial_dropout(layer: SpatialDropout, x: Any, path: str, dtype: str) -> Any:
+    shape = (None, 1, 1, x.shape[-1])
+    return _SpatialDropout(layer.rate, noise_shape=shape, seed=0, name=path, dtype=dtype)(x)
 
 
 @lower.register
@@ -358,12 +574,41 @@ def _precision(dtype: str) -> Iterator[None]:
         keras.config.set_dtype_policy(policy)
 
 
-# Axes from the canonical layout to Keras' and back, by the number of dimensions.
-_AXES: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    4: ((2, 3, 1, 0), (3, 2, 0, 1)),  # OIHW <-> HWIO
-    2: ((1, 0), (1, 0)),  # (units, features) <-> (features, units)
-    1: ((0,), (0,)),
+class _Variable(NamedTuple):
+    """One weight: its canonical name and shape, and Keras' variable with a shape and axes of its own.
+
+    shape, axes: the canonical array takes this shape, and then its axes are transposed, for Keras.
+    """
+
+    name: str
+    canonical: tuple[int, ...]
+    variable: Any
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    def assign(self, array: np.ndarray, dtype: str) -> None:
+        """Give the variable the values of a canonical array."""
+        turned = array.reshape(self.shape).transpose(self.axes)
+        self.variable.assign(np.ascontiguousarray(turned).astype(dtype))
+
+    def canonical_array(self, values: np.ndarray) -> np.ndarray:
+        """Values in Keras' layout (the variable's, or a gradient) as a canonical array."""
+        back = np.argsort(self.axes)
+        return np.ascontiguousarray(values.transpose(back)).reshape(self.canonical)
+
+
+# The axes of Keras' layout in the canonical one, by the number of dimensions.
+_AXES: dict[int, tuple[int, ...]] = {
+    4: (2, 3, 1, 0),  # OIHW -> HWIO
+    2: (1, 0),  # (units, features) -> (features, units)
+    1: (0,),
 }
+
+
+def _cuts_channels(node: Node) -> bool:
+    """Whether a convolution is in groups and not depthwise."""
+    layer = node.layer
+    return isinstance(layer, Conv2d) and layer.groups > 1 and not _is_depthwise(layer, node.input_shape[0])
 
 
 class KerasNetwork:
@@ -389,17 +634,23 @@ class KerasNetwork:
         self._masks: dict[str, Any] = {}
         self._load(checked)
 
-    def _variables(self) -> Iterator[tuple[str, Any, tuple[int, ...], tuple[int, ...]]]:
-        """(canonical name, variable, axes to Keras' layout, axes back) of every weight."""
+    def _variables(self) -> Iterator[_Variable]:
+        """Every weight in the model's order."""
+        names = {layer.name for layer in self.network.layers}
         for node in self.model.walk():
+            every = f"{node.path}.every"  # of a convolution that is thinned out afterwards
             for weight in node.layer.weights(node.input_shape):
-                layer = self.network.get_layer(node.path)
+                layer = self.network.get_layer(every if every in names else node.path)
                 variable = layer.kernel if weight.name == "weight" else layer.bias
-                yield f"{node.path}.{weight.name}", variable, *_AXES[len(weight.shape)]
+                shape, axes = weight.shape, _AXES[len(weight.shape)]
+                if isinstance(layer, keras.layers.DepthwiseConv2D) and len(shape) == 4:
+                    channels = node.input_shape[0]  # C m, 1, kh, kw -> C, m, kh, kw -> kh, kw, C, m
+                    shape, axes = (channels, shape[0] // channels, *shape[2:]), (2, 3, 0, 1)
+                yield _Variable(f"{node.path}.{weight.name}", weight.shape, variable, shape, axes)
 
     def _load(self, weights: Mapping[str, np.ndarray]) -> None:
-        for name, variable, axes, _ in self._variables():
-            variable.assign(np.ascontiguousarray(weights[name].transpose(axes)).astype(self.dtype))
+        for variable in self._variables():
+            variable.assign(weights[variable.name], self.dtype)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """(N, *model.output_shape) in the network's dtype."""
@@ -422,12 +673,14 @@ class KerasNetwork:
     def weights(self) -> dict[str, np.ndarray]:
         """The current weights in canonical form."""
         return {
-            name: np.ascontiguousarray(ops.convert_to_numpy(variable).transpose(back))
-            for name, variable, _, back in self._variables()
+            each.name: each.canonical_array(ops.convert_to_numpy(each.variable)) for each in self._variables()
         }
 
     def export_native(self, path: str | Path) -> None:
         """Keras' own Model.export to ONNX."""
+        grouped = next((node for node in self.model.walk() if _cuts_channels(node)), None)
+        if grouped is not None and keras.backend.backend() == "tensorflow":  # it would write a broken file
+            raise NotSupported("tf2onnx cannot export a convolution in groups", grouped.path)
         if keras.backend.backend() == "jax":
             raise NotSupported("Keras exports ONNX from JAX only with jax2onnx, which is not used here")
         needs = "tf2onnx" if keras.backend.backend() == "tensorflow" else "onnxscript"
@@ -468,9 +721,9 @@ class KerasNetwork:
                 correct = round(float(batch_accuracy) * len(batch))  # it comes as a float32 mean
                 on_step(step, float(loss), correct / len(batch))
 
-    def _dropouts(self) -> Iterator[tuple[Node, Dropout]]:
+    def _dropouts(self) -> Iterator[tuple[Node, Dropout | SpatialDropout]]:
         for node in self.model.walk():
-            if isinstance(node.layer, Dropout):
+            if isinstance(node.layer, (Dropout, SpatialDropout)):
                 yield node, node.layer
 
     def _seed_dropout(self, seed: int) -> None:
@@ -492,17 +745,16 @@ class KerasNetwork:
             self._seed_dropout(seed)
             self._give_masks(seed, 1, len(labels))
             loss = twin.train_on_batch(images.astype(self.dtype), labels)[0]
-            found = {
-                name: np.ascontiguousarray(rule.of(variable).transpose(back))
-                for name, variable, _, back in self._variables()
-            }
+            found = {each.name: each.canonical_array(rule.of(each.variable)) for each in self._variables()}
         return float(loss), found
 
     def share_masks(self, batch_size: int) -> None:
         """Give every dropout the zoo's own masks from now on, which must be before any training."""
-        for node, _ in self._dropouts():
+        for node, rule in self._dropouts():
             layer = self.network.get_layer(node.path)
-            zeros = np.zeros((batch_size, *layer.output.shape[1:]), dtype=self.dtype)
+            shape = rule.mask_shape(node.input_shape)
+            shape = (*shape[1:], shape[0]) if len(shape) == 3 else shape
+            zeros = np.zeros((batch_size, *shape), dtype=self.dtype)
             variable = keras.Variable(zeros, dtype=self.dtype, trainable=False)
             self._masks[node.path] = variable
             layer.mask = functools.partial(ops.convert_to_tensor, variable)
@@ -510,7 +762,9 @@ class KerasNetwork:
     def _give_masks(self, seed: int, step: int, images: int) -> None:
         for node, layer in self._dropouts():
             if node.path in self._masks:
-                mask = dropout_mask(seed, step, node.path, layer.rate, (images, *node.input_shape))
+                mask = dropout_mask(
+                    seed, step, node.path, layer.rate, (images, *layer.mask_shape(node.input_shape))
+                )
                 mask = mask.transpose(0, 2, 3, 1) if mask.ndim == 4 else mask
                 rows = np.zeros(self._masks[node.path].shape, dtype=self.dtype)
                 rows[:images] = mask

@@ -13,6 +13,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from functools import singledispatch
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,30 @@ from torch.nn import functional
 
 from zoo.errors import BackendUnavailable, InvalidInput, NotSupported, UnsupportedLayer
 from zoo.layers import (
+    ELU,
+    GELU,
+    AdaptiveAvgPool2d,
     AvgPool2d,
     Conv2d,
     Dense,
     Dropout,
     Flatten,
+    GlobalAvgPool2d,
+    HardSigmoid,
+    HardSwish,
     Layer,
+    LeakyReLU,
+    LocalResponseNorm,
     MaxPool2d,
     Normalize,
     ReLU,
+    ReLU6,
     Shape,
+    Sigmoid,
+    SiLU,
     Softmax,
+    SpatialDropout,
+    Tanh,
 )
 from zoo.machine import version
 from zoo.model import Model, iter_weights
@@ -92,8 +106,8 @@ def conv2d(layer: Conv2d, input_shape: Shape) -> nn.Module:
         kernel_size=layer.kernel,
         stride=placement.stride,
         padding=(top, left) if symmetric else 0,
-        dilation=1,
-        groups=1,
+        dilation=layer.dilation,
+        groups=layer.groups,
         bias=layer.bias,
         padding_mode="zeros",
     )
@@ -103,22 +117,128 @@ def conv2d(layer: Conv2d, input_shape: Shape) -> nn.Module:
 
 
 @lower.register
+def local_response_norm(layer: LocalResponseNorm, input_shape: Shape) -> nn.Module:
+    return nn.LocalResponseNorm(layer.size, alpha=layer.alpha, beta=layer.beta, k=layer.k)
+
+
+@lower.register
 def relu(layer: ReLU, input_shape: Shape) -> nn.Module:
     return nn.ReLU()
 
 
 @lower.register
+def relu6(layer: ReLU6, input_shape: Shape) -> nn.Module:
+    return nn.ReLU6()
+
+
+@lower.register
+def leaky_relu(layer: LeakyReLU, input_shape: Shape) -> nn.Module:
+    return nn.LeakyReLU(negative_slope=layer.slope)
+
+
+@lower.register
+def elu(layer: ELU, input_shape: Shape) -> nn.Module:
+    return nn.ELU(alpha=layer.alpha)
+
+
+@lower.register
+def sigmoid(layer: Sigmoid, input_shape: Shape) -> nn.Module:
+    return nn.Sigmoid()
+
+
+@lower.register
+def tanh(layer: Tanh, input_shape: Shape) -> nn.Module:
+    return nn.Tanh()
+
+
+@lower.register
+def gelu(layer: GELU, input_shape: Shape) -> nn.Module:
+    return nn.GELU(approximate=layer.approximate)
+
+
+@lower.register
+def silu(layer: SiLU, input_shape: Shape) -> nn.Module:
+    return nn.SiLU()
+
+
+class _HardSigmoid(nn.Module):
+    """nn.Hardsigmoid's formula: its own gradient is 1/6 rounded to float32, in float64 too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu6(x + 3) / 6
+
+
+@lower.register
+def hard_sigmoid(layer: HardSigmoid, input_shape: Shape) -> nn.Module:
+    return _HardSigmoid()
+
+
+@lower.register
+def hard_swish(layer: HardSwish, input_shape: Shape) -> nn.Module:
+    return nn.Hardswish()
+
+
+class _PaddedMaxPool2d(nn.MaxPool2d):
+    """nn.MaxPool2d pads opposite sides alike, by half its size at most; this one by any amounts."""
+
+    sides: tuple[int, int, int, int]  # left, right, top, bottom: torch's order
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(functional.pad(x, self.sides, value=-torch.inf))
+
+
+@lower.register
 def max_pool2d(layer: MaxPool2d, input_shape: Shape) -> nn.Module:
-    return nn.MaxPool2d(layer.size, layer.stride, padding=0, dilation=1, ceil_mode=False)
+    top, left, bottom, right = layer.sides(input_shape)
+    own = layer.pads_alike(input_shape)
+    module = (nn.MaxPool2d if own else _PaddedMaxPool2d)(
+        layer.size, layer.stride, padding=(top, left) if own else 0, dilation=1, ceil_mode=False
+    )
+    if isinstance(module, _PaddedMaxPool2d):
+        module.sides = (left, right, top, bottom)
+    return module
+
+
+class _PaddedAvgPool2d(nn.AvgPool2d):
+    """The same for nn.AvgPool2d, whose means are then of as many inputs as the layer counts."""
+
+    sides: tuple[int, int, int, int]
+    share: Tensor  # size of the window / inputs that count, (rows, columns)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(functional.pad(x, self.sides)) * self.share
 
 
 @lower.register
 def avg_pool2d(layer: AvgPool2d, input_shape: Shape) -> nn.Module:
-    return nn.AvgPool2d(layer.size, layer.stride, padding=0, ceil_mode=False, count_include_pad=False)
+    top, left, bottom, right = layer.sides(input_shape)
+    own = layer.pads_alike(input_shape)
+    module = (nn.AvgPool2d if own else _PaddedAvgPool2d)(
+        layer.size,
+        layer.stride,
+        padding=(top, left) if own else 0,
+        ceil_mode=False,
+        count_include_pad=layer.count_padding,
+    )
+    if isinstance(module, _PaddedAvgPool2d):
+        module.sides = (left, right, top, bottom)
+        share = prod(layer.size) / np.outer(*layer.counts(input_shape))
+        module.register_buffer("share", torch.tensor(share), persistent=False)
+    return module
 
 
-class _Dropout(nn.Dropout):
-    """nn.Dropout, unless it was given the mask of the step (TorchNetwork.share_masks)."""
+@lower.register
+def adaptive_avg_pool2d(layer: AdaptiveAvgPool2d, input_shape: Shape) -> nn.Module:
+    return nn.AdaptiveAvgPool2d(layer.size)
+
+
+@lower.register
+def global_avg_pool2d(layer: GlobalAvgPool2d, input_shape: Shape) -> nn.Module:
+    return nn.AdaptiveAvgPool2d(1)
+
+
+class _Masked(nn.Module):
+    """A dropout that takes the mask of the step where it was given one (TorchNetwork.share_masks)."""
 
     mask: Tensor | None = None
 
@@ -126,9 +246,20 @@ class _Dropout(nn.Dropout):
         return x * self.mask if self.training and self.mask is not None else super().forward(x)
 
 
+class _Dropout(_Masked, nn.Dropout): ...
+
+
+class _SpatialDropout(_Masked, nn.Dropout2d): ...
+
+
 @lower.register
 def dropout(layer: Dropout, input_shape: Shape) -> nn.Module:
     return _Dropout(layer.rate)
+
+
+@lower.register
+def spatial_dropout(layer: SpatialDropout, input_shape: Shape) -> nn.Module:
+    return _SpatialDropout(layer.rate)
 
 
 @lower.register
@@ -316,8 +447,8 @@ class TorchNetwork:
         if not self._shares_masks:
             return
         for node, module in zip(self.model.walk(), self.module, strict=True):
-            if isinstance(node.layer, Dropout):
-                shape = (images, *node.input_shape)
+            if isinstance(node.layer, (Dropout, SpatialDropout)):
+                shape = (images, *node.layer.mask_shape(node.input_shape))
                 mask = dropout_mask(seed, step, node.path, node.layer.rate, shape)
                 module.mask = torch.from_numpy(mask).to(self.dtype)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from backends.reference import ReferenceNetwork, apply
 from export import vectors
-from zoo.layers import Shape
+from zoo.layers import AdaptiveAvgPool2d, Shape
 from zoo.model import Model
 from zoo.weights import digest
 
@@ -60,8 +60,8 @@ def _sizes(model: Model, shape: Shape) -> list[Shape]:
         return []
     sizes = [shape[1:]]
     for node in reversed(model.walk()):
-        window = node.layer.window()
-        if window is None:
+        window = node.layer.window(node.input_shape)
+        if window is None or isinstance(node.layer, AdaptiveAvgPool2d):  # whose cells know the size
             return []
         needed = [(n - 1) * stride + kernel for n, kernel, stride in zip(sizes[0], *window, strict=True)]
         sizes.insert(0, tuple(map(min, needed, node.input_shape[1:])))

@@ -10,8 +10,10 @@ it can be checked with where it is deployed: test vectors (export/vectors.py) an
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import singledispatch
+from math import pi, sqrt
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,18 +23,31 @@ import zoo
 from export import expected, seal
 from zoo.errors import UnsupportedLayer
 from zoo.layers import (
+    ELU,
+    GELU,
+    AdaptiveAvgPool2d,
     AvgPool2d,
     Conv2d,
     Dense,
     Dropout,
     Flatten,
+    GlobalAvgPool2d,
+    HardSigmoid,
+    HardSwish,
     Layer,
+    LeakyReLU,
+    LocalResponseNorm,
     MaxPool2d,
     Normalize,
     ReLU,
+    ReLU6,
+    Sigmoid,
+    SiLU,
     Softmax,
+    SpatialDropout,
+    Tanh,
 )
-from zoo.model import Model
+from zoo.model import Model, Node
 from zoo.weights import Weights, check, digest
 
 OPSET = 18  # 18 to 20 run on every current runtime; 18 is also what both native exporters write
@@ -42,7 +57,7 @@ BATCH = "batch"
 
 
 @singledispatch
-def emit(layer: Layer, path: str, x: str, y: str) -> tuple[list[NodeProto], Weights]:
+def emit(layer: Layer, node: Node, x: str, y: str) -> tuple[list[NodeProto], Weights]:
     """The nodes of one layer from tensor x to tensor y, and the constants it adds by name.
 
     The layer's own weights are already there as "<path>.<weight>".
@@ -51,79 +66,216 @@ def emit(layer: Layer, path: str, x: str, y: str) -> tuple[list[NodeProto], Weig
 
 
 @emit.register
-def normalize(layer: Normalize, path: str, x: str, y: str) -> tuple[list[NodeProto], Weights]:
+def normalize(layer: Normalize, node: Node, x: str, y: str) -> tuple[list[NodeProto], Weights]:
     constants = {
-        f"{path}.mean": np.array(layer.mean, dtype=np.float32).reshape(-1, 1, 1),
-        f"{path}.scale": np.array(layer.scale, dtype=np.float32).reshape(-1, 1, 1),
+        f"{node.path}.mean": np.array(layer.mean, dtype=np.float32).reshape(-1, 1, 1),
+        f"{node.path}.scale": np.array(layer.scale, dtype=np.float32).reshape(-1, 1, 1),
     }
-    centred = f"{path}.centred"
+    centred = f"{node.path}.centred"
     return [
-        helper.make_node("Sub", [x, f"{path}.mean"], [centred], centred),
-        helper.make_node("Mul", [centred, f"{path}.scale"], [y], path),
+        helper.make_node("Sub", [x, f"{node.path}.mean"], [centred], centred),
+        helper.make_node("Mul", [centred, f"{node.path}.scale"], [y], node.path),
     ], constants
 
 
 @emit.register
-def conv2d(layer: Conv2d, path: str, x: str, y: str) -> tuple[list[NodeProto], Weights]:
-    inputs = [x, f"{path}.weight", *([f"{path}.bias"] if layer.bias else [])]
-    node = helper.make_node(
+def conv2d(layer: Conv2d, node: Node, x: str, y: str) -> tuple[list[NodeProto], Weights]:
+    inputs = [x, f"{node.path}.weight", *([f"{node.path}.bias"] if layer.bias else [])]
+    made = helper.make_node(
         "Conv",
         inputs,
         [y],
-        path,
+        node.path,
         kernel_shape=layer.kernel,
         strides=layer.stride,
         pads=layer.padding,
-        dilations=[1, 1],
-        group=1,
+        dilations=layer.dilation,
+        group=layer.groups,
     )
-    return [node], {}
+    return [made], {}
 
 
 @emit.register
-def relu(layer: ReLU, path: str, x: str, y: str) -> tuple[list[NodeProto], Weights]:
-    return [helper.make_node("Relu", [x], [y], path)], {}
+def local_response_norm(
+    layer: LocalResponseNorm, node: Node, x: str, y: str
+) -> tuple[list[NodeProto], Weights]:
+    chain = _Chain(node.path)
+    return chain.end(y, "LRN", x, size=layer.size, alpha=layer.alpha, beta=layer.beta, bias=layer.k)
 
 
 @emit.register
-def max_pool2d(layer: MaxPool2d, path: str, x: str, y: str) -> tuple[list[NodeProto], Weights]:
-    node = helper.make_node("MaxPool", [x], [y], path, kernel_shape=layer.size, strides=layer.stride)
-    return [node], {}
+def relu(layer: ReLU, node: Node, x: str, y: str) -> tuple[list[NodeProto], Weights]:
+    return [helper.make_node("Relu", [x], [y], node.path)], {}
 
 
 @emit.register
-def avg_pool2d(layer: AvgPool2d, path: str, x: str, y: str) -> tuple[list[NodeProto], Weights]:
-    node = helper.make_node(
-        "AveragePool",
-        [x],
-        [y],
-        path,
-        kernel_shape=layer.size,
-        strides=layer.stride,
-        count_include_pad=0,
+def relu6(layer: ReLU6, node: Node, x: str, y: str) -> tuple[list[NodeProto], Weights]:
+    return _Chain(node.path).end(y, "Clip", x, 0, 6)
+
+
+@emit.register
+def leaky_relu(layer: LeakyReLU, node: Node, x: str, y: str) -> tuple[list[NodeProto], Weights]:
+    return [helper.make_node("LeakyRelu", [x], [y], node.path, alpha=layer.slope)], {}
+
+
+@emit.register
+def elu(layer: ELU, node: Node, x: str, y: str) -> tuple[list[NodeProto], Weights]:
+    return [helper.make_node("Elu", [x], [y], node.path, alpha=layer.alpha)], {}
+
+
+@emit.register
+def sigmoid(layer: Sigmoid, node: Node, x: str, y: str) -> tuple[list[NodeProto], Weights]:
+    return [helper.make_node("Sigmoid", [x], [y], node.path)], {}
+
+
+@emit.register
+def tanh(layer: Tanh, node: Node, x: str, y: str) -> tuple[list[NodeProto], Weights]:
+    return [helper.make_node("Tanh", [x], [y], node.path)], {}
+
+
+@emit.register
+def gelu(layer: GELU, node: Node, x: str, y: str) -> tuple[list[NodeProto], Weights]:
+    """In the operators that the formula names: an operator of its own comes with opset 20 only."""
+    chain = _Chain(node.path)
+    if layer.approximate == "tanh":
+        cube = chain.add("cube", "Mul", chain.add("square", "Mul", x, x), x)
+        total = chain.add("sum", "Add", x, chain.add("part", "Mul", cube, 0.044715))
+        inner = chain.add("inner", "Mul", total, sqrt(2 / pi))
+        curve = chain.add("tanh", "Tanh", inner)
+    else:
+        curve = chain.add("erf", "Erf", chain.add("scaled", "Mul", x, 1 / sqrt(2)))
+    half = chain.add("half", "Mul", x, 0.5)
+    return chain.end(y, "Mul", half, chain.add("above", "Add", curve, 1))
+
+
+@emit.register
+def silu(layer: SiLU, node: Node, x: str, y: str) -> tuple[list[NodeProto], Weights]:
+    chain = _Chain(node.path)
+    return chain.end(y, "Mul", x, chain.add("gate", "Sigmoid", x))
+
+
+@emit.register
+def hard_sigmoid(layer: HardSigmoid, node: Node, x: str, y: str) -> tuple[list[NodeProto], Weights]:
+    return [helper.make_node("HardSigmoid", [x], [y], node.path, alpha=1 / 6, beta=0.5)], {}
+
+
+@emit.register
+def hard_swish(layer: HardSwish, node: Node, x: str, y: str) -> tuple[list[NodeProto], Weights]:
+    return [helper.make_node("HardSwish", [x], [y], node.path)], {}
+
+
+@emit.register
+def max_pool2d(layer: MaxPool2d, node: Node, x: str, y: str) -> tuple[list[NodeProto], Weights]:
+    sides = layer.sides(node.input_shape)
+    pads = {"pads": sides} if any(sides) else {}
+    return _Chain(node.path).end(y, "MaxPool", x, kernel_shape=layer.size, strides=layer.stride, **pads)
+
+
+@emit.register
+def avg_pool2d(layer: AvgPool2d, node: Node, x: str, y: str) -> tuple[list[NodeProto], Weights]:
+    """AveragePool counts all of its padding or nothing: what `ceil` adds is never counted, so where the
+    rest is, that is padded beforehand."""
+    chain = _Chain(node.path)
+    sides, counted = layer.sides(node.input_shape), layer.count_padding
+    if counted and sides != layer.padding:
+        top, left, bottom, right = layer.padding
+        around = np.array([0, 0, top, left, 0, 0, bottom, right], dtype=np.int64)
+        x = chain.add("padded", "Pad", x, around)
+        sides, counted = (0, 0, sides[2] - bottom, sides[3] - right), False
+    pads = {"pads": sides} if any(sides) else {}
+    size = {"kernel_shape": layer.size, "strides": layer.stride}
+    return chain.end(y, "AveragePool", x, count_include_pad=int(counted), **size, **pads)
+
+
+@emit.register
+def adaptive_avg_pool2d(
+    layer: AdaptiveAvgPool2d, node: Node, x: str, y: str
+) -> tuple[list[NodeProto], Weights]:
+    """A mean over the columns of each cell, then over its rows: two products with matrices of shares."""
+    rows, columns = (
+        _shares(cells, length)
+        for cells, length in zip(layer.cells(node.input_shape), node.input_shape[1:], strict=True)
     )
-    return [node], {}
+    chain = _Chain(node.path)
+    return chain.end(y, "MatMul", rows, chain.add("columns", "MatMul", x, columns.T))
 
 
 @emit.register
-def dropout(layer: Dropout, path: str, x: str, y: str) -> tuple[list[NodeProto], Weights]:
-    return [helper.make_node("Identity", [x], [y], path)], {}
+def global_avg_pool2d(layer: GlobalAvgPool2d, node: Node, x: str, y: str) -> tuple[list[NodeProto], Weights]:
+    return [helper.make_node("GlobalAveragePool", [x], [y], node.path)], {}
 
 
 @emit.register
-def flatten(layer: Flatten, path: str, x: str, y: str) -> tuple[list[NodeProto], Weights]:
-    return [helper.make_node("Flatten", [x], [y], path, axis=1)], {}
+def dropout(layer: Dropout, node: Node, x: str, y: str) -> tuple[list[NodeProto], Weights]:
+    return [helper.make_node("Identity", [x], [y], node.path)], {}
 
 
 @emit.register
-def dense(layer: Dense, path: str, x: str, y: str) -> tuple[list[NodeProto], Weights]:
-    inputs = [x, f"{path}.weight", *([f"{path}.bias"] if layer.bias else [])]
-    return [helper.make_node("Gemm", inputs, [y], path, alpha=1.0, beta=1.0, transB=1)], {}
+def spatial_dropout(layer: SpatialDropout, node: Node, x: str, y: str) -> tuple[list[NodeProto], Weights]:
+    return [helper.make_node("Identity", [x], [y], node.path)], {}
 
 
 @emit.register
-def softmax(layer: Softmax, path: str, x: str, y: str) -> tuple[list[NodeProto], Weights]:
-    return [helper.make_node("Softmax", [x], [y], path, axis=1)], {}
+def flatten(layer: Flatten, node: Node, x: str, y: str) -> tuple[list[NodeProto], Weights]:
+    return [helper.make_node("Flatten", [x], [y], node.path, axis=1)], {}
+
+
+@emit.register
+def dense(layer: Dense, node: Node, x: str, y: str) -> tuple[list[NodeProto], Weights]:
+    inputs = [x, f"{node.path}.weight", *([f"{node.path}.bias"] if layer.bias else [])]
+    return [helper.make_node("Gemm", inputs, [y], node.path, alpha=1.0, beta=1.0, transB=1)], {}
+
+
+@emit.register
+def softmax(layer: Softmax, node: Node, x: str, y: str) -> tuple[list[NodeProto], Weights]:
+    return [helper.make_node("Softmax", [x], [y], node.path, axis=1)], {}
+
+
+class _Chain:
+    """The nodes of one layer that takes several, named after it, and the constants in between."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._nodes: list[NodeProto] = []
+        self._constants: Weights = {}
+
+    def add(self, name: str, operator: str, *inputs: str | float | np.ndarray, **attributes: Any) -> str:
+        """A node that is not the last; the name of its tensor."""
+        tensor = f"{self._path}.{name}"
+        self._add(tensor, tensor, operator, inputs, attributes)
+        return tensor
+
+    def end(
+        self, y: str, operator: str, *inputs: str | float | np.ndarray, **attributes: Any
+    ) -> tuple[list[NodeProto], Weights]:
+        """The last node, which gives the layer's output y; all nodes, and the constants by name."""
+        self._add(self._path, y, operator, inputs, attributes)
+        return self._nodes, self._constants
+
+    def _add(
+        self,
+        name: str,
+        y: str,
+        operator: str,
+        inputs: Sequence[str | float | np.ndarray],
+        attributes: Mapping[str, Any],
+    ) -> None:
+        names = []
+        for position, given in enumerate(inputs):
+            if not isinstance(given, str):
+                constant = np.array(given, dtype=None if isinstance(given, np.ndarray) else np.float32)
+                given = f"{name}.constant{position}"
+                self._constants[given] = constant
+            names.append(given)
+        self._nodes.append(helper.make_node(operator, names, [y], name, **attributes))
+
+
+def _shares(cells: Sequence[tuple[int, int]], length: int) -> np.ndarray:
+    """The matrix (cells, length) whose product with a column of numbers is their mean in each cell."""
+    matrix = np.zeros((len(cells), length), dtype=np.float32)
+    for row, (first, end) in zip(matrix, cells, strict=True):
+        row[first:end] = 1 / (end - first)
+    return matrix
 
 
 def tensor_name(model: Model, path: str) -> str:
@@ -185,7 +337,7 @@ def _to_onnx(model: Model, weights: Mapping[str, np.ndarray], every_layer: bool)
     x = INPUT
     for node in model.walk():
         y = tensor_name(model, node.path)
-        added, constants = emit(node.layer, node.path, x, y)
+        added, constants = emit(node.layer, node, x, y)
         nodes += added
         initializers |= constants
         if every_layer or y == model.output:

@@ -18,18 +18,32 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from zoo.fields import Pair, Sides
 from zoo.layers import (
+    ELU,
+    GELU,
+    AdaptiveAvgPool2d,
     AvgPool2d,
     Conv2d,
     Dense,
     Dropout,
     Flatten,
+    GlobalAvgPool2d,
+    HardSigmoid,
+    HardSwish,
     Layer,
+    LeakyReLU,
+    LocalResponseNorm,
     MaxPool2d,
     Normalize,
     ReLU,
+    ReLU6,
     Shape,
+    Sigmoid,
+    SiLU,
     Softmax,
+    SpatialDropout,
+    Tanh,
 )
 from zoo.model import Model
 from zoo.randomness import raw_bits, uniform
@@ -177,12 +191,36 @@ def _normalize(choose: Chooser, shape: Shape) -> Layer:
 
 def _conv2d(choose: Chooser, shape: Shape) -> Layer:
     top, left, bottom, right = (choose.integer(0, 3) for _ in range(4))
+    groups = choose.choice([n for n in range(1, shape[0] + 1) if shape[0] % n == 0])
     return Conv2d(
-        choose.integer(1, 6),
-        (_side(choose, 6, shape[1] + top + bottom), _side(choose, 6, shape[2] + left + right)),
+        groups * choose.integer(1, 6 if groups == 1 else 2),
+        kernel := (
+            _side(choose, 6, shape[1] + top + bottom),
+            _side(choose, 6, shape[2] + left + right),
+        ),
         (choose.integer(1, 3), choose.integer(1, 3)),
         (top, left, bottom, right),
-        bias=choose.choice((False, True, True)),
+        choose.choice((False, True, True)),
+        (
+            _dilation(choose, kernel[0], shape[1] + top + bottom),
+            _dilation(choose, kernel[1], shape[2] + left + right),
+        ),
+        groups,
+    )
+
+
+def _dilation(choose: Chooser, kernel: int, room: int) -> int:
+    """1 for most; a kernel of one row has no gaps, whatever its dilation."""
+    most = 3 if kernel == 1 else min(3, (room - 1) // (kernel - 1))
+    return choose.integer(1, most) if _rarely(choose) else 1
+
+
+def _local_response_norm(choose: Chooser, shape: Shape) -> Layer:
+    return LocalResponseNorm(
+        choose.choice((1, 3, 5)),
+        choose.choice((1e-4, 1.0)),
+        choose.choice((0.75, 0.5, 1.0)),
+        choose.choice((1.0, 2.0)),
     )
 
 
@@ -190,16 +228,45 @@ def _relu(choose: Chooser, shape: Shape) -> Layer:
     return ReLU()
 
 
+def _activation(choose: Chooser, shape: Shape) -> Layer:
+    return choose.choice(
+        (
+            ReLU(),
+            ReLU6(),
+            LeakyReLU(choose.choice((0.01, 0.3))),
+            ELU(choose.choice((1.0, 0.5))),
+            Sigmoid(),
+            Tanh(),
+            GELU(choose.choice(("none", "tanh"))),
+            SiLU(),
+            HardSigmoid(),
+            HardSwish(),
+        )
+    )
+
+
 def _max_pool2d(choose: Chooser, shape: Shape) -> Layer:
     return MaxPool2d(*_windows(choose, shape))
 
 
 def _avg_pool2d(choose: Chooser, shape: Shape) -> Layer:
-    return AvgPool2d(*_windows(choose, shape))
+    return AvgPool2d(*_windows(choose, shape), choose.choice((False, True)))
+
+
+def _adaptive_avg_pool2d(choose: Chooser, shape: Shape) -> Layer:
+    return AdaptiveAvgPool2d((choose.integer(1, 5), choose.integer(1, 5)))
+
+
+def _global_avg_pool2d(choose: Chooser, shape: Shape) -> Layer:
+    return GlobalAvgPool2d()
 
 
 def _dropout(choose: Chooser, shape: Shape) -> Layer:
     return Dropout(choose.choice((0.5, 0.0, 0.25, 0.99)))
+
+
+def _spatial_dropout(choose: Chooser, shape: Shape) -> Layer:
+    return SpatialDropout(choose.choice((0.5, 0.0, 0.25)))
 
 
 def _flatten(choose: Chooser, shape: Shape) -> Layer:
@@ -214,10 +281,15 @@ def _side(choose: Chooser, most: int, room: int) -> int:
     return choose.integer(1, min(most, room))
 
 
-def _windows(choose: Chooser, shape: Shape) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Size and stride of a pool; windows may overlap or leave gaps."""
+def _windows(choose: Chooser, shape: Shape) -> tuple[Pair, Pair, Sides, bool]:
+    """Size, stride, padding and ceil of a pool; windows may overlap or leave gaps."""
     size = (_side(choose, 4, shape[1]), _side(choose, 4, shape[2]))
-    return size, (choose.integer(1, 4), choose.integer(1, 4))
+    stride = (choose.integer(1, 4), choose.integer(1, 4))
+    sides = (0, 0, 0, 0)
+    if _rarely(choose):
+        top, left, bottom, right = (choose.integer(0, size[axis] - 1) for axis in (0, 1, 0, 1))
+        sides = (top, left, bottom, right)
+    return size, stride, sides, choose.choice((False, True))
 
 
 # What may come next, the simplest first; None ends the model. A Softmax comes last or not at all.
@@ -227,10 +299,17 @@ _IMAGE: tuple[_Rule | None, ...] = (
     _flatten,
     _relu,
     _dropout,
+    _activation,
     _max_pool2d,
     _avg_pool2d,
+    _global_avg_pool2d,
+    _adaptive_avg_pool2d,
+    _spatial_dropout,
+    _local_response_norm,
     _normalize,
     _conv2d,
     _conv2d,
+    _conv2d,
+    _conv2d,
 )
-_VECTOR: tuple[_Rule | None, ...] = (None, _relu, _dropout, _dense, _dense, _dense)
+_VECTOR: tuple[_Rule | None, ...] = (None, _relu, _dropout, _activation, _dense, _dense, _dense)

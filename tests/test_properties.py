@@ -35,7 +35,7 @@ from zoo.weights import check, init_weights
 
 DEFAULT_SPECS = 40
 SPECS = int(os.environ.get("ZOO_SPECS", DEFAULT_SPECS))
-MODELS = [random_model(Seeded(seed)) for seed in range(300)]
+MODELS = [random_model(Seeded(seed)) for seed in range(500)]
 Check = Callable[[Case], list[str]]
 
 

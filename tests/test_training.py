@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from math import prod
 
 import numpy as np
 import pytest
+from layer_table import ROWS, Row, model_of
 
 import zoo
 from backends.client import Worker
@@ -14,6 +16,7 @@ from zoo.errors import Diverged, NotSupported
 from zoo.layers import AvgPool2d, Conv2d, Dense, Dropout, Flatten, MaxPool2d, ReLU, Softmax
 from zoo.model import Model
 from zoo.network import Backend
+from zoo.randomness import raw_bits
 from zoo.recipe import SGD, Adam, Optimizer, Recipe, RMSprop
 from zoo.weights import Weights
 
@@ -305,3 +308,33 @@ def test_another_order_of_batches_is_noticed(workers: dict[str, Worker], digits:
     unshuffled = dataclasses.replace(model, recipe=dataclasses.replace(recipe, shuffle=False))
     _, keras = _train_in_both(unshuffled, workers, digits, epochs=1)
     assert max(np.abs(keras.weights[k] - v).max() for k, v in torch.weights.items()) > 1e-5
+
+
+@pytest.mark.cross
+@pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
+def test_gradients_through_every_layer(row: Row, workers: dict[str, Worker]) -> None:
+    """Both frameworks in float64: of the row's own weights, and of a convolution in front of it."""
+    _, layers, shape, _ = row
+    size = 9
+    images = (raw_bits(3, "tests/images", size * prod(shape)) >> np.uint64(56)).astype(np.uint8)
+    images = images.reshape(size, *shape)
+    labels = np.arange(size, dtype=np.int64) % 4
+    split = data.Split(*[images, labels] * 3)
+    whole = model_of(layers, shape).layers
+    after = () if isinstance(whole[-1], Softmax) else (Dense(4, name="after"),)
+    recipe = Recipe(SGD(0.1), batch_size=size, epochs=1, shuffle=False)
+    model = model_of((Conv2d(shape[0], 1, name="before"), *whole, *after), shape, recipe)
+    weights = zoo.init_weights(model, seed=1)
+    found = []
+    for worker in workers.values():
+        worker.send_data(split)
+        network = worker.build(model, weights, "float64")
+        network.share_masks()
+        found.append(network.gradients(seed=0))
+    (torch_step, torch), (keras_step, keras) = found
+    assert torch_step.loss == pytest.approx(keras_step.loss, abs=1e-13)
+    assert torch.keys() == keras.keys() == weights.keys()
+    assert np.abs(torch["before.weight"]).max() > 1e-6
+    scale = max(np.abs(gradient).max() for gradient in torch.values())
+    for name, gradient in torch.items():
+        np.testing.assert_allclose(keras[name], gradient, rtol=0, atol=1e-12 * scale, err_msg=name)

@@ -65,7 +65,7 @@ class Layer:
         """Multiply-accumulate operations for one input, biases not counted."""
         return 0
 
-    def window(self) -> tuple[Pair, Pair] | None:
+    def window(self, input_shape: Shape) -> tuple[Pair, Pair] | None:
         """(kernel, stride) of the inputs that one output sees; None if it sees every position."""
         return (1, 1), (1, 1)
 
@@ -119,8 +119,12 @@ class Placement(NamedTuple):
 class Conv2d(Layer):
     """2-D cross-correlation (the kernel is not flipped), as the frameworks call convolution.
 
-    (C, H, W) -> (filters, (H + top + bottom - kh) // sh + 1, (W + left + right - kw) // sw + 1).
-    weight: (filters, C, kh, kw), bias: (filters,).
+    (C, H, W) -> (filters, (H + top + bottom - eh) // sh + 1, (W + left + right - ew) // sw + 1), where
+    a kernel of k at dilation d extends over e = (k - 1) d + 1 inputs.
+    weight: (filters, C / groups, kh, kw), bias: (filters,).
+
+    groups: the channels are cut into so many parts, each seen by its own part of the filters; as many
+    as there are channels make it depthwise, whose filters j m to j m + m - 1 see channel j.
     """
 
     kind: ClassVar[str] = "conv"
@@ -129,6 +133,8 @@ class Conv2d(Layer):
     stride: Pair = (1, 1)
     padding: Sides = (0, 0, 0, 0)
     bias: bool = True
+    dilation: Pair = (1, 1)
+    groups: int = 1
 
     def __init__(
         self,
@@ -137,6 +143,8 @@ class Conv2d(Layer):
         stride: int | Pair = 1,
         padding: int | Sides = 0,
         bias: bool = True,
+        dilation: int | Pair = 1,
+        groups: int = 1,
         *,
         name: str | None = None,
     ) -> None:
@@ -145,28 +153,40 @@ class Conv2d(Layer):
         _set(self, "stride", fields.pair(stride, "Conv2d.stride"))
         _set(self, "padding", fields.sides(padding, "Conv2d.padding"))
         _set(self, "bias", fields.flag(bias, "Conv2d.bias"))
+        _set(self, "dilation", fields.pair(dilation, "Conv2d.dilation"))
+        _set(self, "groups", fields.count(groups, "Conv2d.groups"))
+        if self.filters % self.groups:
+            raise InvalidSpec(f"{self.filters} filters do not divide into {self.groups} groups", "Conv2d")
         _set(self, "name", name)
 
+    @property
+    def extent(self) -> Pair:
+        """(height, width) of the inputs under the kernel, the gaps of a dilation included."""
+        (height, width), (down, across) = self.kernel, self.dilation
+        return (height - 1) * down + 1, (width - 1) * across + 1
+
     def output_shape(self, input_shape: Shape) -> Shape:
-        _, height, width = _image(self, input_shape)
+        channels, height, width = _image(self, input_shape)
+        if channels % self.groups:
+            raise InvalidSpec(f"{channels} channels do not divide into {self.groups} groups", "Conv2d")
         top, left, bottom, right = self.padding
         return (
             self.filters,
-            _slide("Conv2d", "height", height + top + bottom, self.kernel[0], self.stride[0]),
-            _slide("Conv2d", "width", width + left + right, self.kernel[1], self.stride[1]),
+            _slide("Conv2d", "height", height + top + bottom, self.extent[0], self.stride[0]),
+            _slide("Conv2d", "width", width + left + right, self.extent[1], self.stride[1]),
         )
 
     def weights(self, input_shape: Shape) -> tuple[Weight, ...]:
-        channels = input_shape[0]
+        channels = input_shape[0] // self.groups
         fan_in = channels * prod(self.kernel)
         weight = Weight("weight", (self.filters, channels, *self.kernel), fan_in)
         return (weight, Weight("bias", (self.filters,), fan_in)) if self.bias else (weight,)
 
     def macs(self, input_shape: Shape) -> int:
-        return prod(self.output_shape(input_shape)) * input_shape[0] * prod(self.kernel)
+        return prod(self.output_shape(input_shape)) * input_shape[0] // self.groups * prod(self.kernel)
 
-    def window(self) -> tuple[Pair, Pair] | None:
-        return self.kernel, self.stride
+    def window(self, input_shape: Shape) -> tuple[Pair, Pair] | None:
+        return self.extent, self.stride
 
     def placement(self, input_shape: Shape) -> Placement:
         """The stride, the padding and the crop to give a framework, for the same numbers.
@@ -182,7 +202,7 @@ class Conv2d(Layer):
         """
         top, left, bottom, right = self.padding
         channels, _, width = _image(self, input_shape)
-        across = self.kernel[1]
+        across = self.extent[1]
         if channels == 1 and self.stride[1] > 1 and self.output_shape(input_shape)[2] == 1:
             left = min(left, across)
             right = across - left - width
@@ -194,73 +214,318 @@ class Conv2d(Layer):
 
 
 @dataclass(frozen=True)
-class ReLU(Layer):
+class LocalResponseNorm(Layer):
+    """x / (k + alpha / size * sum of x^2 over `size` neighbouring channels) ^ beta, around each channel.
+
+    size is odd, so that as many neighbours lie on either side; channels beyond the ends count as 0
+    (Krizhevsky et al., 2012, with alpha divided by size as PyTorch and ONNX do).
+    """
+
+    kind: ClassVar[str] = "lrn"
+    size: int
+    alpha: float = 1e-4
+    beta: float = 0.75
+    k: float = 1.0
+
+    def __post_init__(self) -> None:
+        if fields.count(self.size, "LocalResponseNorm.size") % 2 == 0:
+            raise InvalidSpec(f"{self.size} is not odd", "LocalResponseNorm.size")
+        for name in ("alpha", "beta", "k"):
+            where = f"LocalResponseNorm.{name}"
+            value = fields.float32(getattr(self, name), where)
+            if value < 0 or (name == "k" and value == 0):
+                raise InvalidSpec(f"{value!r} is out of range", where, "give a positive number")
+            _set(self, name, value)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return _image(self, input_shape)
+
+
+@dataclass(frozen=True)
+class Activation(Layer):
+    """Abstract: a function of every element by itself, any shape."""
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return input_shape
+
+
+@dataclass(frozen=True)
+class ReLU(Activation):
     """max(x, 0), any shape."""
 
     kind: ClassVar[str] = "relu"
 
-    def output_shape(self, input_shape: Shape) -> Shape:
-        return input_shape
+
+@dataclass(frozen=True)
+class ReLU6(Activation):
+    """min(max(x, 0), 6), any shape."""
+
+    kind: ClassVar[str] = "relu6_"  # relu6_1, so that relu61 is the 61st ReLU
+
+
+@dataclass(frozen=True)
+class LeakyReLU(Activation):
+    """x where x > 0, else slope * x, any shape. The slope is rounded to float32 here, once for all."""
+
+    kind: ClassVar[str] = "leakyrelu"
+    slope: float
+
+    def __post_init__(self) -> None:
+        _set(self, "slope", fields.float32(self.slope, "LeakyReLU.slope"))
+
+
+@dataclass(frozen=True)
+class ELU(Activation):
+    """x where x > 0, else alpha * (exp(x) - 1), any shape (Clevert et al., 2016)."""
+
+    kind: ClassVar[str] = "elu"
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        _set(self, "alpha", fields.float32(self.alpha, "ELU.alpha"))
+
+
+@dataclass(frozen=True)
+class Sigmoid(Activation):
+    """1 / (1 + exp(-x)), any shape."""
+
+    kind: ClassVar[str] = "sigmoid"
+
+
+@dataclass(frozen=True)
+class Tanh(Activation):
+    """The hyperbolic tangent, any shape."""
+
+    kind: ClassVar[str] = "tanh"
+
+
+@dataclass(frozen=True)
+class GELU(Activation):
+    """x * Phi(x), any shape, with the normal distribution's Phi (Hendrycks and Gimpel, 2016).
+
+    approximate "none": Phi(x) = (1 + erf(x / sqrt(2))) / 2.
+    approximate "tanh": Phi(x) = (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))) / 2.
+    """
+
+    kind: ClassVar[str] = "gelu"
+    approximate: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.approximate not in ("none", "tanh"):
+            raise InvalidSpec(f"{self.approximate!r} is neither 'none' nor 'tanh'", "GELU.approximate")
+
+
+@dataclass(frozen=True)
+class SiLU(Activation):
+    """x / (1 + exp(-x)), any shape: also called swish."""
+
+    kind: ClassVar[str] = "silu"
+
+
+@dataclass(frozen=True)
+class HardSigmoid(Activation):
+    """min(max(x / 6 + 1 / 2, 0), 1), any shape."""
+
+    kind: ClassVar[str] = "hardsigmoid"
+
+
+@dataclass(frozen=True)
+class HardSwish(Activation):
+    """x * min(max(x / 6 + 1 / 2, 0), 1), any shape (Howard et al., 2019)."""
+
+    kind: ClassVar[str] = "hardswish"
 
 
 @dataclass(frozen=True, init=False)
 class _Pool2d(Layer):
     """Abstract: one value per window and channel. stride defaults to size (no overlap).
 
-    (C, H, W) -> (C, (H - sh) // stride_h + 1, ...): windows that do not fit are dropped.
+    (C, H, W) -> (C, (H + top + bottom - sh) // stride_h + 1, ...): a window that does not fit is dropped.
+    ceil: one more window at the end of an axis where inputs are left over, if it starts in the image
+    or the padding before it. Every window holds at least one input, so padding is less than size.
     """
 
     kind: ClassVar[str] = "pool"
     size: Pair
     stride: Pair
+    padding: Sides = (0, 0, 0, 0)
+    ceil: bool = False
 
     def __init__(
-        self, size: int | Pair, stride: int | Pair | None = None, *, name: str | None = None
+        self,
+        size: int | Pair,
+        stride: int | Pair | None = None,
+        padding: int | Sides = 0,
+        ceil: bool = False,
+        *,
+        name: str | None = None,
     ) -> None:
         kind = type(self).__name__
         _set(self, "size", fields.pair(size, f"{kind}.size"))
         _set(self, "stride", self.size if stride is None else fields.pair(stride, f"{kind}.stride"))
+        _set(self, "padding", fields.sides(padding, f"{kind}.padding"))
+        _set(self, "ceil", fields.flag(ceil, f"{kind}.ceil"))
+        if max(self.padding[0::2]) >= self.size[0] or max(self.padding[1::2]) >= self.size[1]:
+            raise InvalidSpec(f"{self.padding} is not less than the size {self.size}", f"{kind}.padding")
         _set(self, "name", name)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         channels, height, width = _image(self, input_shape)
+        top, left, bottom, right = self.sides(input_shape)
         kind = type(self).__name__
         return (
             channels,
-            _slide(kind, "height", height, self.size[0], self.stride[0]),
-            _slide(kind, "width", width, self.size[1], self.stride[1]),
+            _slide(kind, "height", height + top + bottom, self.size[0], self.stride[0]),
+            _slide(kind, "width", width + left + right, self.size[1], self.stride[1]),
         )
 
-    def window(self) -> tuple[Pair, Pair] | None:
+    def sides(self, input_shape: Shape) -> Sides:
+        """The padding with what `ceil` adds at the end of each axis: with it every window fits."""
+        top, left, bottom, right = self.padding
+        if self.ceil:
+            bottom += self._left_over(0, input_shape[1], top, bottom)
+            right += self._left_over(1, input_shape[2], left, right)
+        return top, left, bottom, right
+
+    def pads_alike(self, input_shape: Shape) -> bool:
+        """Whether opposite sides get as much, half the size at most: what frameworks' own pools can do."""
+        top, left, bottom, right = sides = self.sides(input_shape)
+        within = 2 * top <= self.size[0] and 2 * left <= self.size[1]
+        return sides == self.padding and (top, left) == (bottom, right) and within
+
+    def _left_over(self, axis: int, length: int, before: int, after: int) -> int:
+        size, stride = self.size[axis], self.stride[axis]
+        room = length + before + after - size
+        start = -(-room // stride) * stride
+        return start - room if room >= 0 and start < length + before else 0
+
+    def window(self, input_shape: Shape) -> tuple[Pair, Pair] | None:
         return self.size, self.stride
 
 
 @dataclass(frozen=True, init=False)
 class MaxPool2d(_Pool2d):
-    """The largest value of each window. Windows overlap where stride < size."""
+    """The largest input of each window; padding is never it. Windows overlap where stride < size."""
 
 
 @dataclass(frozen=True, init=False)
 class AvgPool2d(_Pool2d):
-    """The mean of each window. Windows overlap where stride < size."""
+    """The mean of each window. Windows overlap where stride < size.
+
+    count_padding: whether the zeros of the padding count as inputs of the mean; what `ceil` adds never does.
+    """
+
+    count_padding: bool = False
+
+    def __init__(
+        self,
+        size: int | Pair,
+        stride: int | Pair | None = None,
+        padding: int | Sides = 0,
+        ceil: bool = False,
+        count_padding: bool = False,
+        *,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(size, stride, padding, ceil, name=name)
+        _set(self, "count_padding", fields.flag(count_padding, "AvgPool2d.count_padding"))
+
+    def counts(self, input_shape: Shape) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """How many rows, and how many columns, each window divides by: row by row, column by column."""
+        _, rows, columns = self.output_shape(input_shape)
+        return self._counts(0, input_shape[1], rows), self._counts(1, input_shape[2], columns)
+
+    def _counts(self, axis: int, length: int, windows: int) -> tuple[int, ...]:
+        before, after = self.padding[axis], self.padding[axis + 2]
+        start, end = (-before, length + after) if self.count_padding else (0, length)
+        firsts = [window * self.stride[axis] - before for window in range(windows)]
+        return tuple(min(first + self.size[axis], end) - max(first, start) for first in firsts)
+
+
+@dataclass(frozen=True, init=False)
+class AdaptiveAvgPool2d(Layer):
+    """The mean over each cell of a grid that is laid over the image, whatever its size.
+
+    (C, H, W) -> (C, *size). Row i of the grid covers the rows floor(i H / n) to ceil((i + 1) H / n) - 1,
+    so that cells overlap by one where H is no multiple of n, and repeat where H is less (PyTorch's rule).
+    """
+
+    kind: ClassVar[str] = "pool"
+    size: Pair
+
+    def __init__(self, size: int | Pair, *, name: str | None = None) -> None:
+        _set(self, "size", fields.pair(size, "AdaptiveAvgPool2d.size"))
+        _set(self, "name", name)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return (_image(self, input_shape)[0], *self.size)
+
+    def cells(self, input_shape: Shape) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """(first, behind the last) of the rows, and of the columns, under each row and column of the grid."""
+        rows, columns = (
+            [(i * length // n, -(-(i + 1) * length // n)) for i in range(n)]
+            for n, length in zip(self.size, input_shape[1:], strict=True)
+        )
+        return rows, columns
+
+    def window(self, input_shape: Shape) -> tuple[Pair, Pair]:
+        """The largest cell; the stride is rounded up where it is no whole number."""
+        height, width = (max(end - first for first, end in axis) for axis in self.cells(input_shape))
+        down, across = (-(-length // n) for n, length in zip(self.size, input_shape[1:], strict=True))
+        return (height, width), (down, across)
 
 
 @dataclass(frozen=True)
-class Dropout(Layer):
-    """While training, zeroes each element with probability `rate` and scales the rest by
-    1 / (1 - rate); identity at inference. Elementwise, whatever the shape."""
+class GlobalAvgPool2d(Layer):
+    """The mean of each channel. (C, H, W) -> (C, 1, 1); put a Flatten behind it for a vector."""
+
+    kind: ClassVar[str] = "pool"
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return (_image(self, input_shape)[0], 1, 1)
+
+    def window(self, input_shape: Shape) -> tuple[Pair, Pair] | None:
+        return None
+
+
+@dataclass(frozen=True)
+class _Dropout(Layer):
+    """Abstract: zeroes at random while training, and is the identity at inference."""
 
     kind: ClassVar[str] = "dropout"
     rate: float
 
     def __post_init__(self) -> None:
-        rate = fields.real(self.rate, "Dropout.rate")
+        where = f"{type(self).__name__}.rate"
+        rate = fields.real(self.rate, where)
         if not 0 <= rate < 1:
-            raise InvalidSpec(f"{rate!r} is not in 0 <= rate < 1", "Dropout.rate")
+            raise InvalidSpec(f"{rate!r} is not in 0 <= rate < 1", where)
         _set(self, "rate", rate)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
+
+    def mask_shape(self, input_shape: Shape) -> Shape:
+        """The shape of one image's mask: what is dropped or kept as one has length 1."""
+        return input_shape
+
+
+@dataclass(frozen=True)
+class Dropout(_Dropout):
+    """While training, zeroes each element with probability `rate` and scales the rest by
+    1 / (1 - rate); identity at inference. Elementwise, whatever the shape."""
+
+
+@dataclass(frozen=True)
+class SpatialDropout(_Dropout):
+    """Dropout of whole channels: each of an image is zeroed with probability `rate` while training,
+    and the rest are scaled by 1 / (1 - rate) (Tompson et al., 2015)."""
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return _image(self, input_shape)
+
+    def mask_shape(self, input_shape: Shape) -> Shape:
+        return input_shape[0], 1, 1
 
 
 @dataclass(frozen=True)
@@ -298,7 +563,7 @@ class Dense(Layer):
     def macs(self, input_shape: Shape) -> int:
         return self.units * input_shape[0]
 
-    def window(self) -> tuple[Pair, Pair] | None:
+    def window(self, input_shape: Shape) -> tuple[Pair, Pair] | None:
         return None
 
 
@@ -313,13 +578,36 @@ class Softmax(Layer):
             raise InvalidSpec(f"takes a vector, not {input_shape}", "Softmax", "put a Flatten before it")
         return input_shape
 
-    def window(self) -> tuple[Pair, Pair] | None:
+    def window(self, input_shape: Shape) -> tuple[Pair, Pair] | None:
         return None
 
 
 LAYERS: dict[str, type[Layer]] = {
     layer.__name__: layer
-    for layer in (Normalize, Conv2d, ReLU, MaxPool2d, AvgPool2d, Dropout, Flatten, Dense, Softmax)
+    for layer in (
+        Normalize,
+        Conv2d,
+        LocalResponseNorm,
+        ReLU,
+        ReLU6,
+        LeakyReLU,
+        ELU,
+        Sigmoid,
+        Tanh,
+        GELU,
+        SiLU,
+        HardSigmoid,
+        HardSwish,
+        MaxPool2d,
+        AvgPool2d,
+        AdaptiveAvgPool2d,
+        GlobalAvgPool2d,
+        Dropout,
+        SpatialDropout,
+        Flatten,
+        Dense,
+        Softmax,
+    )
 }
 
 

@@ -372,7 +372,7 @@ def receptive_fields(model: Model) -> dict[str, tuple[int, int]]:
     size, jump, positions = [1, 1], [1, 1], list(limit)
     found: dict[str, tuple[int, int]] = {}
     for node in model.walk():
-        window = node.layer.window()
+        window = node.layer.window(node.input_shape)
         kernel, stride = window or (positions, (1, 1))
         for axis in (0, 1):
             size[axis] += (kernel[axis] - 1) * jump[axis]

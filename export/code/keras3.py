@@ -8,25 +8,40 @@ what a user's keras.json may change is set at the top.
 from __future__ import annotations
 
 from functools import singledispatch
+from math import prod
 
 from export.code import source
 from export.code.source import Call, assignment, pair, quoted, shown
 from zoo.errors import UnsupportedLayer
 from zoo.layers import (
+    ELU,
+    GELU,
+    AdaptiveAvgPool2d,
     AvgPool2d,
     Conv2d,
     Dense,
     Dropout,
     Flatten,
+    GlobalAvgPool2d,
+    HardSigmoid,
+    HardSwish,
     Layer,
+    LeakyReLU,
+    LocalResponseNorm,
     MaxPool2d,
     Normalize,
     ReLU,
+    ReLU6,
     Shape,
+    Sigmoid,
+    SiLU,
     Softmax,
+    SpatialDropout,
+    Tanh,
 )
 from zoo.model import Model
 
+EVERY = ".every"  # ends the name of a convolution that is thinned out afterwards
 CHUNK = 500  # images at a time, as in backends/keras3.py
 
 
@@ -36,7 +51,8 @@ def emit(layer: Layer, input_shape: Shape, path: str) -> tuple[Call, ...]:
     raise UnsupportedLayer(f"a program for 'keras' has no rule for {type(layer).__name__}")
 
 
-NORMALIZE = '''\
+HELPERS = {
+    "Normalize": '''\
 class Normalize(layers.Layer):
     """(x - mean) * scale, channel by channel."""
 
@@ -46,7 +62,86 @@ class Normalize(layers.Layer):
         self.scale = np.array(scale, dtype="float32")
 
     def call(self, x):
-        return (x - self.mean) * self.scale'''
+        return (x - self.mean) * self.scale''',
+    "Thin": '''\
+class Thin(layers.Layer):
+    """Every so many rows and columns of an image."""
+
+    def __init__(self, stride, name):
+        super().__init__(name=name)
+        self.stride = stride
+
+    def call(self, x):
+        return x[:, :: self.stride[0], :: self.stride[1]]''',
+    "LocalResponseNorm": '''\
+class LocalResponseNorm(layers.Layer):
+    """x / (k + alpha / size * the sum of squares over `size` channels) ** beta."""
+
+    def __init__(self, size, alpha, beta, k, name):
+        super().__init__(name=name)
+        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+
+    def call(self, x):
+        channels = np.arange(x.shape[-1])
+        near = abs(channels[:, None] - channels) <= self.size // 2
+        total = ops.matmul(ops.square(x), near.astype("float32"))
+        return x / ops.power(self.k + self.alpha / self.size * total, self.beta)''',
+    "GELU": '''\
+class GELU(layers.Layer):
+    """x * (1 + erf(x / sqrt(2))) / 2, or its approximation by tanh."""
+
+    def __init__(self, approximate, name):
+        super().__init__(name=name)
+        self.approximate = approximate
+
+    def call(self, x):
+        if self.approximate == "tanh":
+            inner = x + 0.044715 * x * x * x
+            return 0.5 * x * (1 + ops.tanh(np.float32(np.sqrt(2 / np.pi)) * inner))
+        return 0.5 * x * (1 + ops.erf(x * np.float32(np.sqrt(0.5))))''',
+    "PadLowest": '''\
+class PadLowest(layers.Layer):
+    """Padding that no maximum is; sides: top, left, bottom, right."""
+
+    def __init__(self, sides, name):
+        super().__init__(name=name)
+        self.sides = sides
+
+    def call(self, x):
+        top, left, bottom, right = self.sides
+        around = ((0, 0), (top, bottom), (left, right), (0, 0))
+        return ops.pad(x, around, constant_values=-np.inf)''',
+    "Share": '''\
+class Share(layers.Layer):
+    """Means of `size` values as means of those that count: rows * columns of them."""
+
+    def __init__(self, size, rows, columns, name):
+        super().__init__(name=name)
+        self.share = (size / np.outer(rows, columns))[:, :, None].astype("float32")
+
+    def call(self, x):
+        return x * self.share''',
+    "AdaptiveAveragePooling2D": '''\
+class AdaptiveAveragePooling2D(layers.Layer):
+    """The mean of each cell of a grid over the image."""
+
+    def __init__(self, size, name):
+        super().__init__(name=name)
+        self.size = size
+
+    def call(self, x):
+        _, height, width, channels = x.shape
+        rows, columns = map(self.shares, (height, width), self.size)
+        x = ops.matmul(rows, ops.reshape(x, (-1, height, width * channels)))
+        return ops.matmul(columns, ops.reshape(x, (-1, len(rows), width, channels)))
+
+    @staticmethod
+    def shares(length, cells):
+        matrix = np.zeros((cells, length))
+        for i, row in enumerate(matrix):
+            row[i * length // cells : -(-(i + 1) * length // cells)] = 1
+        return (matrix / matrix.sum(axis=1, keepdims=True)).astype("float32")''',
+}
 
 
 @emit.register
@@ -57,13 +152,26 @@ def normalize(layer: Normalize, input_shape: Shape, path: str) -> tuple[Call, ..
 
 @emit.register
 def conv2d(layer: Conv2d, input_shape: Shape, path: str) -> tuple[Call, ...]:
-    arguments = [str(layer.filters), f"kernel_size={pair(layer.kernel)}"]
+    channels = input_shape[0]
     stride, (top, left, bottom, right), crop = layer.placement(input_shape)
-    if stride != (1, 1):
+    depthwise = layer.groups == channels > 1
+    thinned = (stride != (1, 1) and layer.dilation != (1, 1)) or (depthwise and stride[0] != stride[1])
+    arguments = [f"kernel_size={pair(layer.kernel)}"]
+    if depthwise:
+        multiplier = layer.filters // channels
+        arguments += [f"depth_multiplier={multiplier}"] if multiplier > 1 else []
+    else:
+        arguments.insert(0, str(layer.filters))
+        arguments += [f"groups={layer.groups}"] if layer.groups > 1 else []
+    if stride != (1, 1) and not thinned:
         arguments.append(f"strides={pair(stride)}")
+    if layer.dilation != (1, 1):
+        arguments.append(f"dilation_rate={pair(layer.dilation)}")
     if not layer.bias:
         arguments.append("use_bias=False")
-    convolution = Call("layers.Conv2D", (*arguments, _named(path)))
+    function = "layers.DepthwiseConv2D" if depthwise else "layers.Conv2D"
+    convolution = Call(function, (*arguments, _named(f"{path}{EVERY}" if thinned else path)))
+    thin = (Call("Thin", (str(stride), _named(path))),) if thinned else ()
     before = []
     if max(top, left, bottom, right) > 0:
         sides = f"(({top}, {bottom}), ({left}, {right}))"
@@ -71,7 +179,13 @@ def conv2d(layer: Conv2d, input_shape: Shape, path: str) -> tuple[Call, ...]:
     if crop:
         sides = f"((0, 0), (0, {crop}))"
         before.append(Call("layers.Cropping2D", (sides, _named(f"{path}.cropping"))))
-    return *before, convolution
+    return *before, convolution, *thin
+
+
+@emit.register
+def local_response_norm(layer: LocalResponseNorm, input_shape: Shape, path: str) -> tuple[Call, ...]:
+    arguments = (f"alpha={layer.alpha}", f"beta={layer.beta}", f"k={layer.k}", _named(path))
+    return (Call("LocalResponseNorm", (str(layer.size), *arguments)),)
 
 
 @emit.register
@@ -80,18 +194,91 @@ def relu(layer: ReLU, input_shape: Shape, path: str) -> tuple[Call, ...]:
 
 
 @emit.register
+def relu6(layer: ReLU6, input_shape: Shape, path: str) -> tuple[Call, ...]:
+    return (Call("layers.ReLU", ("max_value=6.0", _named(path))),)
+
+
+@emit.register
+def leaky_relu(layer: LeakyReLU, input_shape: Shape, path: str) -> tuple[Call, ...]:
+    return (Call("layers.LeakyReLU", (f"negative_slope={layer.slope}", _named(path))),)
+
+
+@emit.register
+def elu(layer: ELU, input_shape: Shape, path: str) -> tuple[Call, ...]:
+    return (Call("layers.ELU", (f"alpha={layer.alpha}", _named(path))),)
+
+
+@emit.register
+def sigmoid(layer: Sigmoid, input_shape: Shape, path: str) -> tuple[Call, ...]:
+    return (Call("layers.Activation", ('"sigmoid"', _named(path))),)
+
+
+@emit.register
+def tanh(layer: Tanh, input_shape: Shape, path: str) -> tuple[Call, ...]:
+    return (Call("layers.Activation", ('"tanh"', _named(path))),)
+
+
+@emit.register
+def gelu(layer: GELU, input_shape: Shape, path: str) -> tuple[Call, ...]:
+    return (Call("GELU", (f"approximate={quoted(layer.approximate)}", _named(path))),)
+
+
+@emit.register
+def silu(layer: SiLU, input_shape: Shape, path: str) -> tuple[Call, ...]:
+    return (Call("layers.Activation", ('"silu"', _named(path))),)
+
+
+@emit.register
+def hard_sigmoid(layer: HardSigmoid, input_shape: Shape, path: str) -> tuple[Call, ...]:
+    return (Call("layers.Activation", ('"hard_sigmoid"', _named(path))),)
+
+
+@emit.register
+def hard_swish(layer: HardSwish, input_shape: Shape, path: str) -> tuple[Call, ...]:
+    return (Call("layers.Activation", ('"hard_swish"', _named(path))),)
+
+
+@emit.register
 def max_pool2d(layer: MaxPool2d, input_shape: Shape, path: str) -> tuple[Call, ...]:
-    return (Call("layers.MaxPooling2D", _pool_arguments(layer, path)),)
+    sides = layer.sides(input_shape)
+    before = [Call("PadLowest", (f"sides={sides}", _named(f"{path}.padding")))] if any(sides) else []
+    return *before, Call("layers.MaxPooling2D", _pool_arguments(layer, path))
 
 
 @emit.register
 def avg_pool2d(layer: AvgPool2d, input_shape: Shape, path: str) -> tuple[Call, ...]:
-    return (Call("layers.AveragePooling2D", _pool_arguments(layer, path)),)
+    top, left, bottom, right = sides = layer.sides(input_shape)
+    rows, columns = layer.counts(input_shape)
+    padding = f"(({top}, {bottom}), ({left}, {right}))"
+    before = [Call("layers.ZeroPadding2D", (padding, _named(f"{path}.padding")))] if any(sides) else []
+    if {*rows} == {layer.size[0]} and {*columns} == {layer.size[1]}:
+        return *before, Call("layers.AveragePooling2D", _pool_arguments(layer, path))
+    counts = (f"rows={list(rows)}", f"columns={list(columns)}")
+    return (
+        *before,
+        Call("layers.AveragePooling2D", _pool_arguments(layer, f"{path}.windows")),
+        Call("Share", (f"size={prod(layer.size)}", *counts, _named(path))),
+    )
+
+
+@emit.register
+def adaptive_avg_pool2d(layer: AdaptiveAvgPool2d, input_shape: Shape, path: str) -> tuple[Call, ...]:
+    return (Call("AdaptiveAveragePooling2D", (str(layer.size), _named(path))),)
+
+
+@emit.register
+def global_avg_pool2d(layer: GlobalAvgPool2d, input_shape: Shape, path: str) -> tuple[Call, ...]:
+    return (Call("layers.GlobalAveragePooling2D", ("keepdims=True", _named(path))),)
 
 
 @emit.register
 def dropout(layer: Dropout, input_shape: Shape, path: str) -> tuple[Call, ...]:
     return (Call("layers.Dropout", (str(layer.rate), _named(path))),)
+
+
+@emit.register
+def spatial_dropout(layer: SpatialDropout, input_shape: Shape, path: str) -> tuple[Call, ...]:
+    return (Call("layers.SpatialDropout2D", (str(layer.rate), _named(path))),)
 
 
 @emit.register
@@ -125,7 +312,7 @@ import sys
 
 import keras
 import numpy as np
-from keras import layers
+from keras import layers{ops}
 from safetensors.numpy import load_file
 
 # Whatever keras.json says: float32, and images as (N, H, W, C) inside.
@@ -140,12 +327,25 @@ def load_weights(path):
     weights = load_file(path)
     for layer in model.layers:
         if layer.weights:
-            kernel = weights[f"{layer.name}.weight"]
-            # (O, I, kh, kw) -> (kh, kw, I, O), (units, features) -> (features, units)
-            kernel = kernel.transpose(2, 3, 1, 0) if kernel.ndim == 4 else kernel.T
-            bias = [weights[f"{layer.name}.bias"]] if layer.use_bias else []
+            name = <NAME>
+            kernel = weights[f"{name}.weight"]
+{kernel}
+            bias = [weights[f"{name}.bias"]] if layer.use_bias else []
             layer.set_weights([kernel, *bias])
     return model'''
+
+PLAIN_KERNEL = """\
+            # (O, I, kh, kw) -> (kh, kw, I, O), (units, features) -> (features, units)
+            kernel = kernel.transpose(2, 3, 1, 0) if kernel.ndim == 4 else kernel.T"""
+
+DEPTHWISE_KERNEL = """\
+            if isinstance(layer, layers.DepthwiseConv2D):
+                # (C * m, 1, kh, kw) -> (kh, kw, C, m)
+                kernel = kernel.reshape(-1, layer.depth_multiplier, *kernel.shape[2:])
+                kernel = kernel.transpose(2, 3, 0, 1)
+            else:
+                # (O, I, kh, kw) -> (kh, kw, I, O), (units, features) transposed
+                kernel = kernel.transpose(2, 3, 1, 0) if kernel.ndim == 4 else kernel.T"""
 
 PREDICT = f'''\
 def predict(model, images):
@@ -156,9 +356,15 @@ def predict(model, images):
 
 def program(model: Model) -> str:
     """The Keras program of a model; see export.code.program."""
-    blocks = [NORMALIZE] if any(isinstance(layer, Normalize) for layer in model.layers) else []
-    blocks += [_build(model), LOAD_WEIGHTS, PREDICT]
-    return source.program(model, "Keras", "float32", IMPORTS, *blocks)
+    calls = [call for node in model.walk() for call in emit(node.layer, node.input_shape, node.path)]
+    called = {call.function for call in calls}
+    blocks = [text for name, text in HELPERS.items() if name in called]
+    imports = IMPORTS.replace("{ops}", ", ops" if any("ops." in text for text in blocks) else "")
+    load = LOAD_WEIGHTS.replace(
+        "{kernel}", DEPTHWISE_KERNEL if "layers.DepthwiseConv2D" in called else PLAIN_KERNEL
+    ).replace("<NAME>", f'layer.name.removesuffix("{EVERY}")' if "Thin" in called else "layer.name")
+    blocks += [_build(model), load, PREDICT]
+    return source.program(model, "Keras", "float32", imports, *blocks)
 
 
 def _build(model: Model) -> str:

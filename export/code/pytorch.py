@@ -6,23 +6,37 @@ Arguments that equal torch's documented defaults (stride 1, no padding, a bias) 
 from __future__ import annotations
 
 from functools import singledispatch
+from math import prod
 
 from export.code import source
 from export.code.source import Call, assignment, identifiers, pair, quoted, shown
 from zoo.errors import UnsupportedLayer
 from zoo.fields import Sides
 from zoo.layers import (
+    ELU,
+    GELU,
+    AdaptiveAvgPool2d,
     AvgPool2d,
     Conv2d,
     Dense,
     Dropout,
     Flatten,
+    GlobalAvgPool2d,
+    HardSigmoid,
+    HardSwish,
     Layer,
+    LeakyReLU,
+    LocalResponseNorm,
     MaxPool2d,
     Normalize,
     ReLU,
+    ReLU6,
     Shape,
+    Sigmoid,
+    SiLU,
     Softmax,
+    SpatialDropout,
+    Tanh,
 )
 from zoo.model import Model, Node
 
@@ -34,6 +48,13 @@ def emit(layer: Layer, input_shape: Shape) -> Call:
     """The construction of one layer's module."""
     raise UnsupportedLayer(f"a program for 'torch' has no rule for {type(layer).__name__}")
 
+
+HARD_SIGMOID = '''\
+class HardSigmoid(nn.Module):
+    """x / 6 + 1 / 2 between 0 and 1."""
+
+    def forward(self, x):
+        return functional.relu6(x + 3) / 6'''
 
 NORMALIZE = '''\
 class Normalize(nn.Module):
@@ -63,9 +84,19 @@ def conv2d(layer: Conv2d, input_shape: Shape) -> Call:
         arguments.append(f"stride={pair(placement.stride)}")
     if any(padding) and _is_symmetric(padding):
         arguments.append(f"padding={pair(padding[:2])}")
+    if layer.dilation != (1, 1):
+        arguments.append(f"dilation={pair(layer.dilation)}")
+    if layer.groups > 1:
+        arguments.append(f"groups={layer.groups}")
     if not layer.bias:
         arguments.append("bias=False")
     return Call("nn.Conv2d", tuple(arguments))
+
+
+@emit.register
+def local_response_norm(layer: LocalResponseNorm, input_shape: Shape) -> Call:
+    arguments = (f"alpha={layer.alpha}", f"beta={layer.beta}", f"k={layer.k}")
+    return Call("nn.LocalResponseNorm", (str(layer.size), *arguments))
 
 
 @emit.register
@@ -74,18 +105,81 @@ def relu(layer: ReLU, input_shape: Shape) -> Call:
 
 
 @emit.register
+def relu6(layer: ReLU6, input_shape: Shape) -> Call:
+    return Call("nn.ReLU6")
+
+
+@emit.register
+def leaky_relu(layer: LeakyReLU, input_shape: Shape) -> Call:
+    return Call("nn.LeakyReLU", (f"negative_slope={layer.slope}",))
+
+
+@emit.register
+def elu(layer: ELU, input_shape: Shape) -> Call:
+    return Call("nn.ELU", (f"alpha={layer.alpha}",))
+
+
+@emit.register
+def sigmoid(layer: Sigmoid, input_shape: Shape) -> Call:
+    return Call("nn.Sigmoid")
+
+
+@emit.register
+def tanh(layer: Tanh, input_shape: Shape) -> Call:
+    return Call("nn.Tanh")
+
+
+@emit.register
+def gelu(layer: GELU, input_shape: Shape) -> Call:
+    return Call("nn.GELU", (f"approximate={quoted(layer.approximate)}",))
+
+
+@emit.register
+def silu(layer: SiLU, input_shape: Shape) -> Call:
+    return Call("nn.SiLU")
+
+
+@emit.register
+def hard_sigmoid(layer: HardSigmoid, input_shape: Shape) -> Call:
+    return Call("HardSigmoid")
+
+
+@emit.register
+def hard_swish(layer: HardSwish, input_shape: Shape) -> Call:
+    return Call("nn.Hardswish")
+
+
+@emit.register
 def max_pool2d(layer: MaxPool2d, input_shape: Shape) -> Call:
-    return Call("nn.MaxPool2d", _pool_arguments(layer))
+    return Call("nn.MaxPool2d", _pool_arguments(layer, input_shape))
 
 
 @emit.register
 def avg_pool2d(layer: AvgPool2d, input_shape: Shape) -> Call:
-    return Call("nn.AvgPool2d", _pool_arguments(layer))
+    arguments = _pool_arguments(layer, input_shape)
+    if any(layer.padding) and layer.pads_alike(input_shape) and not layer.count_padding:
+        arguments += ("count_include_pad=False",)
+    return Call("nn.AvgPool2d", arguments)
+
+
+@emit.register
+def adaptive_avg_pool2d(layer: AdaptiveAvgPool2d, input_shape: Shape) -> Call:
+    return Call("nn.AdaptiveAvgPool2d", (pair(layer.size),))
+
+
+@emit.register
+def global_avg_pool2d(layer: GlobalAvgPool2d, input_shape: Shape) -> Call:
+    return Call("nn.AdaptiveAvgPool2d", ("1",))
 
 
 @emit.register
 def dropout(layer: Dropout, input_shape: Shape) -> Call:
     return Call("nn.Dropout", (str(layer.rate),))
+
+
+@emit.register
+def spatial_dropout(layer: SpatialDropout, input_shape: Shape) -> Call:
+    return Call("nn.Dropout2d", (str(layer.rate),))
 
 
 @emit.register
@@ -109,17 +203,44 @@ def _is_symmetric(padding: Sides) -> bool:
     return (top, left) == (bottom, right)
 
 
-def _own_padding(node: Node) -> Sides | None:
-    """The padding that the program applies before a convolution, which pads opposite sides alike."""
-    if not isinstance(node.layer, Conv2d):
+def _own_padding(node: Node) -> str | None:
+    """The padding that the program applies before a layer, where torch's module cannot pad like it."""
+    layer, value = node.layer, ""
+    if isinstance(layer, Conv2d):
+        top, left, bottom, right = layer.placement(node.input_shape).sides
+        alike = (top, left) == (bottom, right)
+    elif isinstance(layer, (MaxPool2d, AvgPool2d)):
+        top, left, bottom, right = layer.sides(node.input_shape)
+        alike = layer.pads_alike(node.input_shape)
+        value = ", value=-torch.inf" if isinstance(layer, MaxPool2d) else ""
+    else:
         return None
-    padding = node.layer.placement(node.input_shape).sides
-    return None if _is_symmetric(padding) else padding
+    return None if alike else f"functional.pad(x, ({left}, {right}, {top}, {bottom}){value})"
 
 
-def _pool_arguments(layer: MaxPool2d | AvgPool2d) -> tuple[str, ...]:
+def _own_share(node: Node) -> Call | None:
+    """What the means of a pool are multiplied by, where some of its padding does not count."""
+    layer = node.layer
+    if not isinstance(layer, AvgPool2d) or layer.pads_alike(node.input_shape):
+        return None
+    rows, columns = (list(counts) for counts in layer.counts(node.input_shape))
+    if {*rows} == {layer.size[0]} and {*columns} == {layer.size[1]}:
+        return None
+    return Call("share", ("x", f"size={prod(layer.size)}", f"rows={rows}", f"columns={columns}"))
+
+
+SHARE = '''\
+def share(x, size, rows, columns):
+    """Means of `size` values as means of those that count: rows * columns of them."""
+    counts = np.outer(rows, columns)
+    return x * torch.tensor(size / counts, dtype=x.dtype)'''
+
+
+def _pool_arguments(layer: MaxPool2d | AvgPool2d, input_shape: Shape) -> tuple[str, ...]:
     stride = () if layer.stride == layer.size else (f"stride={pair(layer.stride)}",)
-    return (f"kernel_size={pair(layer.size)}", *stride)
+    alike = any(layer.padding) and layer.pads_alike(input_shape)
+    padding = (f"padding={pair(layer.padding[:2])}",) if alike else ()
+    return (f"kernel_size={pair(layer.size)}", *stride, *padding)
 
 
 def program(model: Model) -> str:
@@ -127,8 +248,11 @@ def program(model: Model) -> str:
     imports = ["import sys\n", "import numpy as np", "import torch"]
     imports += ["from safetensors.torch import load_file", "from torch import nn"]
     padded = any(_own_padding(node) for node in model.walk())
-    imports += ["from torch.nn import functional"] if padded else []
+    hard = any(isinstance(node.layer, HardSigmoid) for node in model.walk())
+    imports += ["from torch.nn import functional"] if padded or hard else []
     blocks = [NORMALIZE] if any(isinstance(layer, Normalize) for layer in model.layers) else []
+    blocks += [HARD_SIGMOID] if hard else []
+    blocks += [SHARE] if any(_own_share(node) for node in model.walk()) else []
     blocks += [_net(model), _load_weights(model), _predict(model)]
     return source.program(model, "PyTorch", "float32", "\n".join(imports), *blocks)
 
@@ -140,11 +264,9 @@ def _net(model: Model) -> str:
         attribute = f"self.{names[node.path]}"
         call = emit(node.layer, node.input_shape)
         construct.append(assignment(attribute, call, comment=shown(node.output_shape), indent=8))
-        x = "x"
-        if padding := _own_padding(node):
-            top, left, bottom, right = padding
-            x = f"functional.pad(x, ({left}, {right}, {top}, {bottom}))"
-        forward.append(assignment("x", Call(attribute, (x,)), indent=8))
+        forward.append(assignment("x", Call(attribute, (_own_padding(node) or "x",)), indent=8))
+        if share := _own_share(node):
+            forward.append(assignment("x", share, indent=8))
     return "\n".join(
         [
             "class Net(nn.Module):",

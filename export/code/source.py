@@ -88,7 +88,9 @@ def assignment(target: str, call: Call, *, applied_to: str = "", comment: str = 
     end = f"){f'({applied_to})' if applied_to else ''}"
     inside = ", ".join(call.arguments)
     line = f"{start}{inside}{end}"
-    if len(line) > WIDTH:
+    if len(line) > WIDTH and applied_to and len(f"{start}{inside})(") <= WIDTH:
+        line = f"{start}{inside})(\n{margin}    {applied_to}\n{margin})"
+    elif len(line) > WIDTH:
         separate = f"\n{margin}    "
         inside = inside if indent + 4 + len(inside) <= WIDTH else f",{separate}".join(call.arguments) + ","
         line = f"{start}{separate}{inside}\n{margin}{end}"

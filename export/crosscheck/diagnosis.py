@@ -18,16 +18,30 @@ from backends.reference import apply
 from export.crosscheck.comparison import outer_limit
 from zoo.errors import ZooError
 from zoo.layers import (
+    ELU,
+    GELU,
+    Activation,
+    AdaptiveAvgPool2d,
     AvgPool2d,
     Conv2d,
     Dense,
     Dropout,
     Flatten,
+    GlobalAvgPool2d,
+    HardSigmoid,
+    HardSwish,
     Layer,
+    LeakyReLU,
+    LocalResponseNorm,
     MaxPool2d,
     Normalize,
     ReLU,
+    ReLU6,
+    Sigmoid,
+    SiLU,
     Softmax,
+    SpatialDropout,
+    Tanh,
 )
 from zoo.model import Model, Node
 
@@ -111,28 +125,59 @@ def conv2d(layer: Conv2d, x: Array, w: Mapping[str, Array], model: Model, node: 
     yield "padding of height and width exchanged", elsewhere(padding=(left, top, right, bottom))
     yield "no padding", elsewhere(padding=0)
     yield "strides of height and width exchanged", elsewhere(stride=layer.stride[::-1])
+    yield "dilations of height and width exchanged", elsewhere(dilation=layer.dilation[::-1])
 
 
 @_mistakes.register
-def relu(layer: ReLU, x: Array, w: Mapping[str, Array], model: Model, node: Node) -> Tried:
-    yield "no ReLU", lambda: x
-    for slope in (0.01, 0.1, 0.2, 0.3):
-        yield f"a leaky ReLU of slope {slope}", lambda s=slope: np.where(x > 0, x, s * x)  # type: ignore[misc]
-    yield "ReLU6", lambda: np.clip(x, 0, 6)
+def activation(layer: Activation, x: Array, w: Mapping[str, Array], model: Model, node: Node) -> Tried:
+    yield f"no {type(layer).__name__}", lambda: x
+    for sentence, other in _ACTIVATIONS:
+        if other != replace(layer, name=None):
+            yield sentence, lambda other=other: apply(other, x, w)  # type: ignore[misc]
     yield "an absolute value", lambda: np.abs(x)
-    yield "a sigmoid", lambda: 1 / (1 + np.exp(-np.clip(x, -700, 700)))
-    yield "tanh", lambda: np.tanh(x)
+    yield "a hard sigmoid of 0.2 x + 0.5, ONNX's default", lambda: np.clip(0.2 * x + 0.5, 0, 1)
+
+
+_ACTIVATIONS: tuple[tuple[str, Activation], ...] = (
+    *((f"a leaky ReLU of slope {slope}", LeakyReLU(slope)) for slope in (0.01, 0.1, 0.2, 0.3)),
+    ("ReLU", ReLU()),
+    ("ReLU6", ReLU6()),
+    ("a sigmoid", Sigmoid()),
+    ("tanh", Tanh()),
+    ("ELU", ELU()),
+    ("SELU's ELU of alpha 1.6733", ELU(1.6732632)),
+    ("GELU by erf", GELU()),
+    ("GELU by tanh", GELU("tanh")),
+    ("SiLU", SiLU()),
+    ("a hard sigmoid", HardSigmoid()),
+    ("a hard swish", HardSwish()),
+)
+
+
+@_mistakes.register
+def local_response_norm(
+    layer: LocalResponseNorm, x: Array, w: Mapping[str, Array], model: Model, node: Node
+) -> Tried:
+    yield "no normalisation", lambda: x
+    undivided = replace(layer, alpha=layer.alpha * layer.size)
+    yield "alpha that is not divided by the size", lambda: apply(undivided, x, w)
+    yield "k of 1", lambda: apply(replace(layer, k=1.0), x, w)
 
 
 @_mistakes.register
 def max_pool2d(layer: MaxPool2d, x: Array, w: Mapping[str, Array], model: Model, node: Node) -> Tried:
-    yield "an average pool", lambda: apply(AvgPool2d(layer.size, layer.stride), x, w)
+    yield "an average pool", lambda: apply(AvgPool2d(*_placement(layer)), x, w)
+    zeros = np.pad(x, ((0, 0), (0, 0), layer.padding[0::2], layer.padding[1::2]))
+    yield "padding with zeros", lambda: apply(replace(layer, padding=(0, 0, 0, 0)), zeros, w)
     yield from _pool(layer, x, w)
 
 
 @_mistakes.register
 def avg_pool2d(layer: AvgPool2d, x: Array, w: Mapping[str, Array], model: Model, node: Node) -> Tried:
-    yield "a max pool", lambda: apply(MaxPool2d(layer.size, layer.stride), x, w)
+    yield "a max pool", lambda: apply(MaxPool2d(*_placement(layer)), x, w)
+    counted = not layer.count_padding
+    what = "padding that counts" if counted else "padding that does not count"
+    yield what, lambda: apply(replace(layer, count_padding=counted), x, w)
     yield "a sum that is not divided", lambda: apply(layer, x, w) * prod(layer.size)
     yield from _pool(layer, x, w)
 
@@ -143,10 +188,36 @@ def _pool(layer: MaxPool2d | AvgPool2d, x: Array, w: Mapping[str, Array]) -> Tri
         lambda: apply(layer, x[..., ::-1, ::-1], w)[..., ::-1, ::-1],
     )
     yield "windows shifted by one pixel", lambda: apply(layer, np.roll(x, (-1, -1), axis=(2, 3)), w)
+    top, left, bottom, right = layer.padding
+    yield (
+        "padding on the opposite sides",
+        lambda: apply(replace(layer, padding=(bottom, right, top, left)), x, w),
+    )
 
 
 @_mistakes.register
-def dropout(layer: Dropout, x: Array, w: Mapping[str, Array], model: Model, node: Node) -> Tried:
+def global_avg_pool2d(
+    layer: GlobalAvgPool2d | AdaptiveAvgPool2d,
+    x: Array,
+    w: Mapping[str, Array],
+    model: Model,
+    node: Node,
+) -> Tried:
+    (_, height, width), (_, rows, columns) = node.input_shape, node.output_shape
+    size = (-(-height // rows), -(-width // columns))
+    yield "a max pool", lambda: apply(MaxPool2d(size), x, w)
+    yield "pools of one size, one after another", lambda: apply(AvgPool2d(size), x, w)
+    yield "a sum that is not divided", lambda: apply(layer, x, w) * prod(size)
+
+
+def _placement(layer: MaxPool2d | AvgPool2d) -> tuple[Any, ...]:
+    return layer.size, layer.stride, layer.padding, layer.ceil
+
+
+@_mistakes.register
+def dropout(
+    layer: Dropout | SpatialDropout, x: Array, w: Mapping[str, Array], model: Model, node: Node
+) -> Tried:
     kept = 1 - layer.rate
     yield "a dropout that scales although it drops nothing", lambda: x * kept
     yield "a dropout that scales up although it drops nothing", lambda: x / kept

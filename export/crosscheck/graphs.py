@@ -15,27 +15,46 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from export.graph import INPUT, tensor_name
 from zoo.layers import (
+    ELU,
     AvgPool2d,
     Conv2d,
     Dense,
     Dropout,
     Flatten,
+    GlobalAvgPool2d,
+    HardSigmoid,
+    HardSwish,
     Layer,
+    LeakyReLU,
+    LocalResponseNorm,
     MaxPool2d,
     Normalize,
     ReLU,
+    Sigmoid,
     Softmax,
+    SpatialDropout,
+    Tanh,
 )
 from zoo.model import Model, Node
 
 # The operators of each layer, in their order; any one of a group. The last of them gives its output.
+# Layers that exporters write in several ways are not here: a native graph shows no more from there on.
 OPERATORS: dict[type[Layer], tuple[tuple[str, ...], ...]] = {
     Normalize: (("Sub",), ("Mul",)),
     Conv2d: (("Conv",),),
+    LocalResponseNorm: (("LRN",),),
     ReLU: (("Relu",),),
+    LeakyReLU: (("LeakyRelu",),),
+    ELU: (("Elu",),),
+    Sigmoid: (("Sigmoid",),),
+    Tanh: (("Tanh",),),
+    HardSigmoid: (("HardSigmoid",),),
+    HardSwish: (("HardSwish",),),
     MaxPool2d: (("MaxPool",),),
     AvgPool2d: (("AveragePool",),),
+    GlobalAvgPool2d: (("GlobalAveragePool", "ReduceMean"),),
     Dropout: (),
+    SpatialDropout: (),
     Flatten: (("Reshape", "Flatten"),),
     Dense: (("Gemm", "MatMul"),),
     Softmax: (("Softmax",),),
@@ -101,7 +120,7 @@ def _aligned(proto: ModelProto, model: Model) -> dict[str, str]:
     found: dict[str, str] = {}
     position, tensor = 0, INPUT
     for node in model.walk():
-        end = _end(nodes, position, node.layer)
+        end = _end(nodes, position, node)
         if end is None or not _own_constants(nodes[position:end], node, constants):
             break
         tensor = nodes[end - 1].output[0] if end > position else tensor
@@ -112,11 +131,12 @@ def _aligned(proto: ModelProto, model: Model) -> dict[str, str]:
     return found
 
 
-def _end(nodes: Sequence[NodeProto], position: int, layer: Layer) -> int | None:
+def _end(nodes: Sequence[NodeProto], position: int, node: Node) -> int | None:
     """The position behind a layer's operators, from `position` on; None if another operator is met."""
+    layer = node.layer
     groups = OPERATORS.get(type(layer))
-    if groups is None:
-        return None
+    if groups is None or (isinstance(layer, AvgPool2d) and any(layer.sides(node.input_shape))):
+        return None  # a mean of fewer values than the window holds takes more operators, or other ones
     for group in groups:
         while position < len(nodes) and nodes[position].op_type not in group:
             if nodes[position].op_type not in SILENT:

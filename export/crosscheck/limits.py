@@ -25,26 +25,42 @@ from math import prod, sqrt
 from typing import NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from backends.reference import apply
 from zoo.errors import UnsupportedLayer
 from zoo.layers import (
+    ELU,
+    GELU,
+    Activation,
+    AdaptiveAvgPool2d,
     AvgPool2d,
     Conv2d,
     Dense,
     Dropout,
     Flatten,
+    GlobalAvgPool2d,
+    HardSigmoid,
+    HardSwish,
     Layer,
+    LeakyReLU,
+    LocalResponseNorm,
     MaxPool2d,
     Normalize,
     ReLU,
+    ReLU6,
+    Sigmoid,
+    SiLU,
     Softmax,
+    SpatialDropout,
+    Tanh,
 )
 
 Array = np.ndarray
 UNIT = 2.0**-24  # half the distance of float32 from 1 to the next number
 UNITS = 32
 TYPICAL_UNITS = 8
+ACTIVATION_UNITS = 16  # measured at most 4 (tests/test_limits.py measures it again)
 FLOOR = 2.0**-110  # frameworks may take denormal numbers, and products that are, for zero
 
 
@@ -91,8 +107,66 @@ def conv2d(layer: Conv2d, x: Array, w: Mapping[str, Array], before: Allowance) -
 
 
 @propagate.register
-def relu(layer: ReLU, x: Array, w: Mapping[str, Array], before: Allowance) -> Allowance:
-    return Allowance(before.limit, before.typical)
+def local_response_norm(
+    layer: LocalResponseNorm, x: Array, w: Mapping[str, Array], before: Allowance
+) -> Allowance:
+    """The power makes the sum's relative error beta as large; it and the division add a few u.
+
+    The sum may be a running one, from which a channel is taken as the next comes (onnxruntime): each step
+    rounds, and what a large sum has lost stays when it has become a small one.
+    """
+    y = np.abs(apply(layer, x, w))
+    total = layer.k + layer.alpha / layer.size * _neighbours(layer, x**2)
+    steps = 2 * x.shape[1] + layer.size
+    lost = steps * total.max(axis=1, keepdims=True) / total
+
+    def carried(error: Array) -> Array:
+        own = error * total**-layer.beta
+        around = 2 * layer.alpha / layer.size * _neighbours(layer, np.abs(x) * error)
+        return own + y * layer.beta * around / total
+
+    scale = y * (10 + layer.beta * lost)
+    return _rounded(1, scale, carried(before.limit), carried(before.typical))
+
+
+def _neighbours(layer: LocalResponseNorm, x: Array) -> Array:
+    """The sum over the channels around each."""
+    around = layer.size // 2
+    padded = np.pad(x, ((0, 0), (around, around), (0, 0), (0, 0)))
+    return sliding_window_view(padded, layer.size, axis=1).sum(axis=-1)
+
+
+@propagate.register
+def activation(layer: Activation, x: Array, w: Mapping[str, Array], before: Allowance) -> Allowance:
+    """What an activation rounds, and the input's error times its steepest slope."""
+    slope, scale = _activation(layer, x)
+    limit, typical = slope * before.limit, slope * before.typical
+    return Allowance(limit, typical) if scale is None else _rounded(ACTIVATION_UNITS, scale, limit, typical)
+
+
+def _activation(layer: Activation, x: Array) -> tuple[float, Array | None]:
+    """The steepest slope, and what the rounding errors are relative to; None where nothing is rounded.
+
+    Where a formula takes a difference (exp(x) - 1, 1 + erf(x)), that is what it is taken of.
+    """
+    size = np.abs(x)
+    match layer:
+        case ReLU() | ReLU6():
+            return 1.0, None
+        case LeakyReLU():
+            return max(1.0, abs(layer.slope)), np.where(x > 0, 0, abs(layer.slope) * size)
+        case ELU():
+            return max(1.0, abs(layer.alpha)), np.where(x > 0, 0, abs(layer.alpha))
+        case Sigmoid():
+            # onnxruntime computes 1/2 + an odd function of x, whose rounding errors small results keep
+            return 0.25, apply(layer, x, {}) * (1 + np.minimum(size, UNITS)) + 1 / 4
+        case Tanh():
+            return 1.0, np.abs(np.tanh(x))
+        case HardSigmoid():
+            return 1 / 6, np.full(x.shape, 1.0)
+        case GELU() | SiLU() | HardSwish():
+            return 1.5, size  # 1.13, 1.10 and 1.5
+    raise UnsupportedLayer(f"no limit is derived for {type(layer).__name__}")
 
 
 @propagate.register
@@ -102,13 +176,31 @@ def max_pool2d(layer: MaxPool2d, x: Array, w: Mapping[str, Array], before: Allow
 
 @propagate.register
 def avg_pool2d(layer: AvgPool2d, x: Array, w: Mapping[str, Array], before: Allowance) -> Allowance:
-    units = min(prod(layer.size) + 2, UNITS)
-    scale, limit, typical = (apply(layer, array, w) for array in (np.abs(x), before.limit, before.typical))
-    return _rounded(units, scale, limit, typical)
+    return _mean(layer, prod(layer.size), x, w, before)
+
+
+@propagate.register
+def adaptive_avg_pool2d(
+    layer: AdaptiveAvgPool2d, x: Array, w: Mapping[str, Array], before: Allowance
+) -> Allowance:
+    size, _ = layer.window(x.shape[1:])
+    return _mean(layer, prod(size), x, w, before)
+
+
+@propagate.register
+def global_avg_pool2d(
+    layer: GlobalAvgPool2d, x: Array, w: Mapping[str, Array], before: Allowance
+) -> Allowance:
+    return _mean(layer, prod(x.shape[2:]), x, w, before)
 
 
 @propagate.register
 def dropout(layer: Dropout, x: Array, w: Mapping[str, Array], before: Allowance) -> Allowance:
+    return Allowance(before.limit, before.typical)
+
+
+@propagate.register
+def spatial_dropout(layer: SpatialDropout, x: Array, w: Mapping[str, Array], before: Allowance) -> Allowance:
     return Allowance(before.limit, before.typical)
 
 
@@ -133,6 +225,13 @@ def softmax(layer: Softmax, x: Array, w: Mapping[str, Array], before: Allowance)
         for e in (before.limit, before.typical)
     )
     return _rounded(1, scale, limit, typical)
+
+
+def _mean(layer: Layer, count: int, x: Array, w: Mapping[str, Array], before: Allowance) -> Allowance:
+    """The allowance of means of up to `count` inputs each."""
+    units = min(count + 4, max(UNITS, 2 * sqrt(count)))
+    scale, limit, typical = (apply(layer, array, w) for array in (np.abs(x), before.limit, before.typical))
+    return _rounded(units, scale, limit, typical)
 
 
 def _sum(

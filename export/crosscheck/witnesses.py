@@ -11,8 +11,10 @@ from typing import Protocol
 
 import numpy as np
 import onnx
+from numpy.lib.stride_tricks import sliding_window_view
 from onnx import ModelProto
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from export.crosscheck.graphs import cut, expose, layer_tensors
 from export.crosscheck.judgement import logit_path
@@ -89,6 +91,43 @@ class GraphWitness:
         return Session(cut(self.proto, source, target), self.optimize).predict(x)
 
 
+class LRN(OpRun):
+    """ONNX's local response normalisation: that of onnx 1.23.2 takes the batch for the channels."""
+
+    def _run(  # type: ignore[no-untyped-def]
+        self, x, alpha=None, beta=None, bias=None, size=None
+    ) -> tuple[np.ndarray]:
+        channels, below = x.shape[1], (size - 1) // 2
+        squares = np.square(x)
+        total = np.zeros_like(x)
+        for channel in range(channels):
+            near = slice(max(0, channel - below), min(channels, channel + size - below))
+            total[:, channel] = squares[:, near].sum(axis=1)
+        return (x / (bias + alpha / size * total) ** beta,)
+
+
+class MaxPool(OpRun):
+    """ONNX's maximum pooling, as the zoo's graphs use it: that of onnx 1.23.2 fails, or gives another
+    shape, where opposite sides are padded by different amounts and every stride is 1."""
+
+    def _run(  # type: ignore[no-untyped-def]
+        self,
+        x,
+        auto_pad=None,
+        ceil_mode=None,
+        dilations=None,
+        kernel_shape=None,
+        pads=None,
+        storage_order=None,
+        strides=None,
+    ) -> tuple[np.ndarray]:
+        top, left, bottom, right = pads or (0, 0, 0, 0)
+        around = ((0, 0), (0, 0), (top, bottom), (left, right))
+        padded = np.pad(x, around, constant_values=-np.inf)
+        windows = sliding_window_view(padded, tuple(kernel_shape), axis=(2, 3))
+        return (windows[:, :, :: strides[0], :: strides[1]].max(axis=(4, 5)),)
+
+
 class EvaluatorWitness:
     """An ONNX graph in onnx's own reference implementation: slow, and nobody's optimiser."""
 
@@ -97,11 +136,13 @@ class EvaluatorWitness:
         self.proto = onnx.load_from_string(layers)
         self.tensors = layer_tensors(self.proto, model)
         self.names = [output.name for output in self.proto.graph.output]
-        self.evaluator = ReferenceEvaluator(self.proto)
+        self.evaluator = ReferenceEvaluator(self.proto, new_ops=[LRN, MaxPool])
 
     def _run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         try:
-            return dict(zip(self.names, self.evaluator.run(None, {INPUT: images}), strict=True))
+            with np.errstate(all="ignore"):  # its formulas pass through infinities on the way
+                outputs = self.evaluator.run(None, {INPUT: images})
+            return dict(zip(self.names, outputs, strict=True))
         except Exception as error:  # whatever an operator's implementation raises
             raise CheckFailed(f"onnx.reference stopped: {type(error).__name__}: {error}") from None
 
