@@ -18,7 +18,8 @@ import backends
 from export import build, card, crosscheck
 from zoo import pretrained, registry, runs, weights
 from zoo.errors import CheckFailed, DataError, InvalidInput, ZooError
-from zoo.model import Model, iter_weights, parse_spec
+from zoo.model import Model, iter_weights
+from zoo.specfile import parse_spec
 from zoo.weights import Weights
 
 LARGEST_ONNX = 2**31  # bytes, protobuf's own limit

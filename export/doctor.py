@@ -28,7 +28,8 @@ from export.vectors import Vectors, decode
 from zoo import registry
 from zoo.errors import CheckFailed, DataError, ZooError
 from zoo.layers import Normalize
-from zoo.model import DIGITS, Model, parse_spec
+from zoo.model import DIGITS, Model
+from zoo.specfile import parse_spec
 
 Array = np.ndarray
 

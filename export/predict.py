@@ -19,8 +19,9 @@ import numpy as np
 from export.session import Session
 from zoo import handwriting, pictures, pretrained, registry, runs
 from zoo.errors import DataError, InvalidInput, ZooError
-from zoo.model import Model, parse_spec
+from zoo.model import Model
 from zoo.primitives import softmax
+from zoo.specfile import parse_spec
 
 IMAGE = (1, handwriting.SIDE, handwriting.SIDE)
 OUTPUTS = ("probabilities", "logits")

@@ -22,7 +22,8 @@ import zoo
 from export import card
 from zoo import registry, runs, training
 from zoo.errors import DataError, ZooError
-from zoo.model import Model, parse_spec
+from zoo.model import Model
+from zoo.specfile import parse_spec
 
 FILE = "report.html"
 

@@ -25,7 +25,7 @@ from export.graph import serialize, to_onnx
 from export.specs import Case
 from zoo import weights as weights_file
 from zoo.errors import ZooError
-from zoo.model import parse_spec
+from zoo.specfile import parse_spec
 
 SEMANTICS = 1e-12  # relative to the largest value of a tensor, in float64
 

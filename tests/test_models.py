@@ -211,7 +211,7 @@ def test_wrong_recipes(change: dict, message: str) -> None:
         (b" " * 1_000_001, "larger than 1,000,000 bytes"),
         (b'{"n": ' + b"9" * 5000 + b"}", "digits"),
         (b"[]", r"expected an object, not \[\]"),
-        (b"{}", "spec_version is None"),
+        (b"{}", "'name' is missing"),
     ],
 )
 def test_wrong_spec_files(content: bytes, message: str, tmp_path: Path) -> None:

@@ -29,8 +29,9 @@ from export import crosscheck, reproduction, specs
 from export.graph import serialize, to_onnx
 from export.specs import Case, Seeded, random_case, random_model
 from zoo.layers import LAYERS, AvgPool2d, Conv2d, Dense, Layer, MaxPool2d, Softmax
-from zoo.model import Model, parse_spec
+from zoo.model import Model
 from zoo.recipe import OPTIMIZERS
+from zoo.specfile import parse_spec
 from zoo.weights import check, init_weights
 
 DEFAULT_SPECS = 40

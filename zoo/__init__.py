@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zoo.model import Model, load_spec
+from zoo.model import Model
 from zoo.registry import get, names
+from zoo.specfile import load_spec
 
 if TYPE_CHECKING:
     import numpy as np

@@ -50,7 +50,12 @@ class InvalidInput(ZooError):
 
 
 class InvalidSpec(InvalidInput):
-    """A layer, recipe or model that cannot exist: wrong type, wrong range, shapes that collapse."""
+    """A layer, recipe or model that cannot exist: wrong type, wrong range, shapes that collapse.
+
+    layer: the index of the layer at which a model's shapes fail.
+    """
+
+    layer: int | None = None
 
 
 class UnsupportedLayer(InvalidInput):
@@ -96,6 +101,7 @@ class WorkerDied(ZooError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """The hint for an unknown name: the closest known one, and the whole list."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    guess = f"did you mean {close[0]!r}? " if close else ""
+    by_letters = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(name.lower(), by_letters, n=1, cutoff=0.5)
+    guess = f"did you mean {by_letters[close[0]]!r}? " if close else ""
     return f"{guess}known: {', '.join(known)}"

@@ -100,6 +100,26 @@ class Normalize(Layer):
         return input_shape
 
 
+class Padded:
+    """A layer that slides a window over an image with padding: what can be padded "the same"."""
+
+    def spread(self) -> tuple[Pair, Pair]:
+        """(height, width) of the inputs under the window, and its stride."""
+        raise NotImplementedError
+
+    def same(self, input_shape: Shape) -> Sides:
+        """The padding with which the output has ceil(size / stride) rows and columns, TensorFlow's "same".
+
+        The odd one of an uneven sum comes at the end: bottom and right.
+        """
+        before, after = [], []
+        for extent, stride, length in zip(*self.spread(), input_shape[1:], strict=True):
+            total = max((-(-length // stride) - 1) * stride + extent - length, 0)
+            before.append(total // 2)
+            after.append(total - total // 2)
+        return before[0], before[1], after[0], after[1]
+
+
 class Placement(NamedTuple):
     """How a framework is to place a convolution: it pads by zeros, cuts `crop` columns off the right
     of what it padded, and slides the kernel by the stride."""
@@ -116,7 +136,7 @@ class Placement(NamedTuple):
 
 
 @dataclass(frozen=True, init=False)
-class Conv2d(Layer):
+class Conv2d(Layer, Padded):
     """2-D cross-correlation (the kernel is not flipped), as the frameworks call convolution.
 
     (C, H, W) -> (filters, (H + top + bottom - eh) // sh + 1, (W + left + right - ew) // sw + 1), where
@@ -185,8 +205,11 @@ class Conv2d(Layer):
     def macs(self, input_shape: Shape) -> int:
         return prod(self.output_shape(input_shape)) * input_shape[0] // self.groups * prod(self.kernel)
 
-    def window(self, input_shape: Shape) -> tuple[Pair, Pair] | None:
+    def spread(self) -> tuple[Pair, Pair]:
         return self.extent, self.stride
+
+    def window(self, input_shape: Shape) -> tuple[Pair, Pair] | None:
+        return self.spread()
 
     def placement(self, input_shape: Shape) -> Placement:
         """The stride, the padding and the crop to give a framework, for the same numbers.
@@ -337,7 +360,7 @@ class HardSwish(Activation):
 
 
 @dataclass(frozen=True, init=False)
-class _Pool2d(Layer):
+class _Pool2d(Layer, Padded):
     """Abstract: one value per window and channel. stride defaults to size (no overlap).
 
     (C, H, W) -> (C, (H + top + bottom - sh) // stride_h + 1, ...): a window that does not fit is dropped.
@@ -399,8 +422,11 @@ class _Pool2d(Layer):
         start = -(-room // stride) * stride
         return start - room if room >= 0 and start < length + before else 0
 
-    def window(self, input_shape: Shape) -> tuple[Pair, Pair] | None:
+    def spread(self) -> tuple[Pair, Pair]:
         return self.size, self.stride
+
+    def window(self, input_shape: Shape) -> tuple[Pair, Pair] | None:
+        return self.spread()
 
 
 @dataclass(frozen=True, init=False)

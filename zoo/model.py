@@ -2,26 +2,25 @@
 
 `walk()` is the one place where shapes are inferred and layers are named; every consumer (weights,
 reference, lowerings, ONNX, reports) reads it. A model that cannot run cannot be constructed.
-`spec.json` holds every field with every default written out; `load_spec` refuses anything else.
+Its JSON data hold every field with every default written out; `from_dict` refuses what it does not know.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import stat
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, partial
 from math import prod
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo import layers as layer_language
 from zoo import recipe as recipe_language
-from zoo.errors import DataError, InvalidSpec, nearest
-from zoo.layers import LAYERS, Layer, Shape, Softmax
+from zoo.composition import expand
+from zoo.errors import InvalidSpec, nearest
+from zoo.layers import LAYERS, Layer, Padded, Shape, Softmax
 from zoo.recipe import OPTIMIZERS, Recipe
 
 SPEC_VERSION = 1
@@ -122,18 +121,20 @@ class Model:
             except InvalidSpec as error:
                 trace = _trace(self.input_shape, nodes)
                 hint = f"{error.hint}; " if error.hint else ""
-                raise InvalidSpec(
-                    error.what, f"{path}, {error.where}", f"{hint}shapes up to here: {trace}"
-                ) from None
+                told = InvalidSpec(error.what, f"{path}, {error.where}", f"{hint}shapes up to here: {trace}")
+                told.layer = len(nodes)
+                raise told from None
             paths.add(path)
             nodes.append(Node(path, layer, shape, output_shape))
             total += nodes[-1].parameters
             if total > MOST_PARAMETERS or prod(output_shape) > MOST_ACTIVATIONS:
-                raise InvalidSpec(
+                bomb = InvalidSpec(
                     f"{total:,} parameters and {prod(output_shape):,} activations, "
                     f"at most {MOST_PARAMETERS:,} of each are accepted",
                     path,
                 )
+                bomb.layer = len(nodes) - 1
+                raise bomb
             shape = output_shape
         return tuple(nodes)
 
@@ -187,71 +188,55 @@ class Model:
 def from_dict(data: Any, where: str = "spec") -> Model:
     """The model of JSON data as `Model.to_dict` gives it; raises InvalidSpec naming the field."""
     data = _object(data, where)
-    known = {"spec_version", *(f.name for f in fields(Model))}
+    known = {"spec_version", "blocks", *(f.name for f in fields(Model))}
     _no_others(data, known, where)
-    version = data.get("spec_version")
+    version = data.get("spec_version", SPEC_VERSION)
     if type(version) is not int or version < 1:
         raise InvalidSpec(f"spec_version is {version!r}", where, f"this version writes {SPEC_VERSION}")
     if version > SPEC_VERSION:
         raise InvalidSpec(f"spec_version {version} is newer than {SPEC_VERSION}", where, "update the zoo")
     for name in ("name", "input_shape", "layers", "recipe"):
         if name not in data:
-            raise InvalidSpec(f"{name!r} is missing", where)
-    layers = _list(data["layers"], f"{where}.layers")
-    if len(layers) > MOST_LAYERS:
-        raise InvalidSpec(f"{len(layers):,} layers, at most {MOST_LAYERS:,} are accepted", where)
+            raise InvalidSpec(f"{name!r} is missing", where, "`zoo spec init` writes a whole one")
+    written = _list(data["layers"], f"{where}.layers")
+    if len(written) > MOST_LAYERS:
+        raise InvalidSpec(f"{len(written):,} layers, at most {MOST_LAYERS:,} are accepted", where)
+    blocks = _object(data.get("blocks", {}), f"{where}.blocks")
+    places, layers = [], list[Layer]()
+    input_shape = tuple(_list(data["input_shape"], f"{where}.input_shape"))
+    shape: Shape | None = input_shape if all(type(n) is int for n in input_shape) else None
+    for place, item in expand(written, blocks, where, MOST_LAYERS):
+        layer = _layer(item, f"{where}{place}", shape)
+        places.append(f"{where}{place}")
+        layers.append(layer)
+        try:
+            shape = None if shape is None else layer.output_shape(shape)
+        except InvalidSpec:  # the model below says it with all the shapes before
+            shape = None
     arguments = _object(data.get("arguments", {}), f"{where}.arguments")
     for key, value in arguments.items():
         if not key.isidentifier() or key == "name":
             raise InvalidSpec(f"{_shown(key)} is no parameter of a model", f"{where}.arguments")
         if type(value) is not int:
             raise InvalidSpec(f"{key} is {value!r}, not an integer", f"{where}.arguments")
-    return Model(
+    whole = partial(
+        Model,
         name=_text(data["name"], f"{where}.name"),
-        input_shape=tuple(_list(data["input_shape"], f"{where}.input_shape")),
-        layers=tuple(_layer(item, f"{where}.layers[{i}]") for i, item in enumerate(layers)),
+        input_shape=input_shape,
+        layers=tuple(layers),
         recipe=_recipe(data["recipe"], f"{where}.recipe"),
         labels=_texts(data.get("labels", list(DIGITS)), f"{where}.labels"),
         document=_text(data.get("document", ""), f"{where}.document"),
         notes=_texts(data.get("notes", []), f"{where}.notes"),
         arguments=tuple(sorted(arguments.items())),
     )
-
-
-def load_spec(path: str | Path) -> Model:
-    """The model that a spec.json file describes.
-
-    Raises DataError if the file cannot be read, InvalidSpec (naming line or field) if it is wrong.
-    """
-    path = Path(path)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise InvalidSpec("not a regular file", path, "give a spec.json file")
-        with path.open("rb") as file:
-            raw = file.read(LARGEST_SPEC + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"cannot read the spec: {reason}", path) from None
-    return parse_spec(raw, str(path))
-
-
-def parse_spec(raw: bytes, where: str) -> Model:
-    """The model of a spec's JSON text in UTF-8; raises InvalidSpec, naming line or field."""
-    if len(raw) > LARGEST_SPEC:
-        raise InvalidSpec(f"larger than {LARGEST_SPEC:,} bytes", where)
-    try:
-        data = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        raise InvalidSpec(f"not UTF-8 at byte {error.start}", where) from None
-    except json.JSONDecodeError as error:
-        raise InvalidSpec(
-            f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}", where
-        ) from None
-    except RecursionError:
-        raise InvalidSpec("nested too deeply", where) from None
-    except ValueError as error:
-        raise InvalidSpec(str(error), where) from None
-    return from_dict(data, where)
+        return whole()
+    except InvalidSpec as error:
+        index = error.layer
+        if index is None:
+            raise
+        raise InvalidSpec(error.what, f"{places[index]}: {error.where}", error.hint) from None
 
 
 def check_name(name: object, where: str) -> str:
@@ -275,12 +260,16 @@ def _trace(input_shape: Shape, nodes: list[Node] | tuple[Node, ...]) -> str:
     return " -> ".join(steps if len(steps) <= 12 else [steps[0], "...", *steps[-10:]])
 
 
-def _layer(data: Any, where: str) -> Layer:
+def _layer(data: Any, where: str, shape: Shape | None) -> Layer:
+    """The layer of its data; shape: of its input, where that is known, for padding "same"."""
     data = dict(_object(data, where))
     kind = data.pop("type", None)
     if not isinstance(kind, str) or kind not in LAYERS:
-        raise InvalidSpec(f"unknown layer {_shown(kind)}", where, nearest(_shown(kind), LAYERS))
-    return _construct(LAYERS[kind], data, where)
+        raise InvalidSpec(f"unknown layer {_shown(kind)}", where, nearest(str(kind)[:60], LAYERS))
+    if data.get("padding") != "same" or not issubclass(LAYERS[kind], Padded):
+        return _construct(LAYERS[kind], data, where)
+    layer = _construct(LAYERS[kind], {**data, "padding": 0}, where)
+    return replace(layer, padding=layer.same(shape)) if shape and len(shape) == 3 else layer
 
 
 def _recipe(data: Any, where: str) -> Recipe:
@@ -289,7 +278,7 @@ def _recipe(data: Any, where: str) -> Recipe:
     kind = optimizer.pop("type", None)
     if not isinstance(kind, str) or kind not in OPTIMIZERS:
         raise InvalidSpec(
-            f"unknown optimizer {_shown(kind)}", f"{where}.optimizer", nearest(_shown(kind), OPTIMIZERS)
+            f"unknown optimizer {_shown(kind)}", f"{where}.optimizer", nearest(str(kind)[:60], OPTIMIZERS)
         )
     data["optimizer"] = _construct(OPTIMIZERS[kind], optimizer, f"{where}.optimizer")
     return _construct(Recipe, data, where)
@@ -337,19 +326,6 @@ def _texts(data: Any, where: str) -> tuple[str, ...]:
 def _shown(data: Any) -> str:
     text = repr(data)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"the field {key!r} stands twice")
-        result[key] = value
-    return result
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number that a spec may hold")
 
 
 def iter_weights(model: Model) -> Iterator[tuple[str, layer_language.Weight]]:

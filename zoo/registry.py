@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zoo.errors import InvalidInput, InvalidSpec, nearest
-from zoo.model import Model, load_spec, parse_spec
+from zoo.model import Model
+from zoo.specfile import load_spec, parse_spec
 
 DOCUMENTED = "documented"
 

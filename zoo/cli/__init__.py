@@ -27,6 +27,7 @@ from zoo.cli.plotting import plot
 from zoo.cli.predicting import predict
 from zoo.cli.runs import build, export, report
 from zoo.cli.selftesting import selftest
+from zoo.cli.specs import spec
 from zoo.cli.surroundings import completion, data, env
 from zoo.cli.verifying import verify
 from zoo.errors import InvalidInput, MachineError, ZooError, nearest
@@ -85,6 +86,7 @@ for command in (
     export,
     doctor,
     report,
+    spec,
     filter_,
     data,
     env,

@@ -1,0 +1,319 @@
+"""Spec files: a model as TOML or JSON, read strictly and written whole.
+
+Both languages have one schema (`schema()`, published as docs/spec.schema.json); the spec.json of a run
+is such a file with every default written out. What a file may say in short, and a run's never does:
+
+- padding = "same" on a convolution or pool, which becomes the four sides for the size of its input;
+- blocks, layers that are used several times (zoo.composition);
+- nothing where the language has a default.
+
+Every error names the field, and the line where it stands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+import stat
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import DataError, InvalidInput, InvalidSpec, nearest
+from zoo.layers import LAYERS
+from zoo.model import LARGEST_SPEC, MOST_LAYERS, SPEC_VERSION, Model, from_dict
+from zoo.recipe import OPTIMIZERS, Recipe
+
+LANGUAGES = ("toml", "json")
+
+
+def load_spec(path: str | Path) -> Model:
+    """The model that a spec file describes: TOML if its name ends in .toml, else JSON.
+
+    Raises DataError if the file cannot be read, InvalidSpec (naming field and line) if it is wrong.
+    """
+    path = Path(path)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InvalidSpec("not a regular file", path, "give a .toml or .json file")
+        with path.open("rb") as file:
+            raw = file.read(LARGEST_SPEC + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"cannot read the spec: {reason}", path) from None
+    return parse_spec(raw, str(path), "toml" if path.suffix.lower() == ".toml" else "json")
+
+
+def parse_spec(raw: bytes, where: str, language: str = "json") -> Model:
+    """The model of a spec's text in UTF-8; raises InvalidSpec, naming field and line."""
+    if len(raw) > LARGEST_SPEC:
+        raise InvalidSpec(f"larger than {LARGEST_SPEC:,} bytes", where)
+    try:
+        text = raw.decode("utf-8")
+        data = tomllib.loads(text) if language == "toml" else _json(text)
+    except UnicodeDecodeError as error:
+        raise InvalidSpec(f"not UTF-8 at byte {error.start}", where) from None
+    except json.JSONDecodeError as error:
+        raise InvalidSpec(
+            f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}", where
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        message = str(error).replace("(at ", "at ").rstrip(")")
+        raise InvalidSpec(f"not TOML: {message[:200]}", where) from None
+    except RecursionError:
+        raise InvalidSpec("nested too deeply", where) from None
+    except ValueError as error:
+        raise InvalidSpec(str(error), where) from None
+    try:
+        return from_dict(data, where)
+    except InvalidSpec as error:
+        line = _line(text, language, error, where)
+        raise InvalidSpec(error.what, f"{error.where}{line}", error.hint) from None
+    except RecursionError:
+        raise InvalidSpec("nested too deeply", where) from None
+
+
+def write(model: Model, language: str) -> str:
+    """The text of a model's spec file with every default written out; reading it gives the model."""
+    if language not in LANGUAGES:
+        raise InvalidInput(f"unknown language {language!r}", "--format", nearest(language, LANGUAGES))
+    if language == "json":
+        return model.to_json()
+    import tomlkit
+
+    data = model.to_dict()
+    document = tomlkit.document()
+    for key, value in data.items():
+        if key in ("layers", "recipe") or (not value and key != "labels"):
+            continue
+        document[key] = value
+    layers = tomlkit.array()
+    for layer in data["layers"]:
+        table = tomlkit.inline_table()
+        table.update(layer)
+        layers.append(table)
+    document["layers"] = layers.multiline(True)
+    recipe = tomlkit.table()
+    recipe.update({key: value for key, value in data["recipe"].items() if value is not None})
+    document["recipe"] = recipe
+    return tomlkit.dumps(document)
+
+
+def _json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the field {key!r} stands twice")
+        result[key] = value
+    return result
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number that a spec may hold")
+
+
+# Lines: where in the text a field stands. Only asked for once a file was found to be wrong.
+
+
+def _line(text: str, language: str, error: InvalidSpec, where: str) -> str:
+    """ ", line 12": of the innermost part of the text that an error is about; "" if it has none."""
+    lines: dict[str, int] = {}
+    with contextlib.suppress(IndexError, RecursionError):
+        _Scanner(text, lines).read(language)
+    part, _, field = error.where.removeprefix(where).lstrip(".").partition(": ")
+    names = [field.rpartition(".")[2], *re.findall(r"'(\w+)'", error.what)]
+    candidates = [f"{part}.{name}".lstrip(".") for name in names if name]
+    while part:
+        candidates.append(part)
+        part = re.sub(r"(\.[^.\[]*|\[\d+\]|^[^.\[]*)$", "", part)
+    return next((f", line {lines[each]}" for each in candidates if each in lines), "")
+
+
+class _Scanner:
+    """The line of every field of a text that is known to be sound JSON or TOML, by path."""
+
+    def __init__(self, text: str, lines: dict[str, int]) -> None:
+        self.text = text
+        self.lines = lines
+        self.position = 0
+        self.line = 1
+
+    def read(self, language: str) -> None:
+        if language == "json":
+            self._skip()
+            self._value("")
+            return
+        prefix, counts = "", dict[str, int]()
+        while self._skip():
+            header = re.compile(r"(\[\[?)([^\]\n]+)\]\]?").match(self.text, self.position)
+            if header:
+                name = re.sub(r"[\s\"']", "", header[2])
+                first, dot, rest = name.partition(".")
+                if header[1] == "[[":
+                    counts[name] = counts.get(name, -1) + 1
+                    prefix = f"{name}[{counts[name]}]"
+                else:
+                    prefix = f"{first}[{counts[first]}]{dot}{rest}" if first in counts else name
+                self.lines[prefix] = self.line
+                self._advance(len(header[0]))
+            else:
+                self._pair(prefix)
+
+    def _advance(self, count: int) -> None:
+        self.line += self.text.count("\n", self.position, self.position + count)
+        self.position += count
+
+    def _skip(self, also: str = "") -> bool:
+        """Go on to the next thing; False at the end."""
+        gap = re.compile(rf"(?:[\s{also}]|#[^\n]*)+").match(self.text, self.position)
+        if gap:
+            self._advance(len(gap[0]))
+        return self.position < len(self.text)
+
+    def _pair(self, prefix: str) -> None:
+        key = re.compile(r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|[^\s=:"'])+""").match(self.text, self.position)
+        if key is None:
+            raise IndexError
+        name = re.sub(r"[\"']", "", key[0])
+        path = f"{prefix}.{name}".lstrip(".")
+        self.lines.setdefault(path, self.line)
+        self._advance(len(key[0]))
+        self._skip("=:")
+        self._value(path)
+
+    def _value(self, path: str) -> None:
+        opening = self.text[self.position]
+        if opening not in "[{":
+            quoted = r'"""(?:[^\\]|\\.)*?"""|' + r"'''.*?'''|" + r""""(?:[^"\\]|\\.)*"|'[^']*'|[^,\]}\n#]+"""
+            token = re.compile(quoted, re.DOTALL).match(self.text, self.position)
+            if token is None:
+                raise IndexError
+            self._advance(len(token[0]))
+            return
+        self._advance(1)
+        self._skip(",")
+        index = 0
+        while self.text[self.position] not in "]}":
+            if opening == "[":
+                self.lines.setdefault(f"{path}[{index}]", self.line)
+                self._value(f"{path}[{index}]")
+                index += 1
+            else:
+                self._pair(path)
+            self._skip(",")
+        self._advance(1)
+
+
+# The schema, made of the classes themselves.
+
+_ANY_INTEGER = {"type": "integer", "minimum": 1}
+_KINDS: dict[str, dict[str, Any]] = {
+    "int": {"type": "integer"},
+    "float": {"type": "number"},
+    "bool": {"type": "boolean"},
+    "str": {"type": "string"},
+    "str | None": {"type": "string"},
+    "Pair": {
+        "anyOf": [_ANY_INTEGER, {"type": "array", "items": _ANY_INTEGER, "minItems": 2, "maxItems": 2}],
+        "description": "one number for both axes, or [height, width]",
+    },
+    "Sides": {
+        "anyOf": [
+            {"const": "same"},
+            {"type": "integer", "minimum": 0},
+            {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 4, "maxItems": 4},
+        ],
+        "description": 'one number for every side, [top, left, bottom, right], or "same"',
+    },
+    "tuple[float, ...]": {"type": "array", "items": {"type": "number"}, "minItems": 1},
+    "tuple[int, int] | None": {
+        "anyOf": [{"type": "null"}, {"type": "array", "items": _ANY_INTEGER, "minItems": 2, "maxItems": 2}]
+    },
+}
+_TEXTS = {"type": "array", "items": {"type": "string"}}
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a spec file, TOML and JSON alike."""
+    layers = [{"$ref": f"#/$defs/{name}"} for name in LAYERS]
+    definitions = {
+        **{name: _object_of(kind, name) for name, kind in LAYERS.items()},
+        **{name: _object_of(kind, name) for name, kind in OPTIMIZERS.items()},
+        "recipe": _object_of(Recipe, ""),
+        "use": {
+            "type": "object",
+            "description": "the layers of a block, so many times, with values for its $parameters",
+            "properties": {"block": {"type": "string"}, "times": _ANY_INTEGER, "with": {"type": "object"}},
+            "required": ["block"],
+            "additionalProperties": False,
+        },
+    }
+    definitions["recipe"]["properties"]["optimizer"] = {
+        "anyOf": [{"$ref": f"#/$defs/{name}"} for name in OPTIMIZERS]
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A CNN zoo spec",
+        "type": "object",
+        "properties": {
+            "spec_version": {"const": SPEC_VERSION},
+            "name": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"},
+            "arguments": {"type": "object", "additionalProperties": {"type": "integer"}},
+            "document": {"type": "string"},
+            "input_shape": {"type": "array", "items": _ANY_INTEGER, "minItems": 3, "maxItems": 3},
+            "labels": _TEXTS,
+            "layers": {
+                "type": "array",
+                "items": {"anyOf": [*layers, {"$ref": "#/$defs/use"}]},
+                "minItems": 1,
+                "maxItems": MOST_LAYERS,
+            },
+            "blocks": {
+                "type": "object",
+                "additionalProperties": {"type": "array", "items": {"type": "object"}, "minItems": 1},
+                "description": 'layers by name; a value "$filters" is what a use gives as filters',
+            },
+            "recipe": {"$ref": "#/$defs/recipe"},
+            "notes": _TEXTS,
+        },
+        "required": ["name", "input_shape", "layers", "recipe"],
+        "additionalProperties": False,
+        "$defs": definitions,
+    }
+
+
+def _object_of(kind: type, name: str) -> dict[str, Any]:
+    """The schema of a dataclass: its fields, those without a default required."""
+    properties: dict[str, Any] = {"type": {"const": name}} if name else {}
+    required = ["type"] if name else []
+    for field in _fields(kind):
+        properties[field.name] = _KINDS.get(str(field.type), {})
+        if field.default is dataclasses.MISSING and field.name not in _optional(kind):
+            required.append(field.name)
+    return {
+        "type": "object",
+        "description": " ".join((kind.__doc__ or "").split("\n\n")[0].split()),
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
+
+
+def _fields(kind: type) -> Iterator[dataclasses.Field[Any]]:
+    yield from dataclasses.fields(kind)
+
+
+def _optional(kind: type) -> set[str]:
+    """Fields that the class itself fills in when it is made: the stride of a pool."""
+    import inspect
+
+    make: Callable[..., Any] = kind
+    parameters = inspect.signature(make).parameters.values()
+    return {p.name for p in parameters if p.default is not inspect.Parameter.empty}
