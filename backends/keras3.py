@@ -36,6 +36,7 @@ from zoo.layers import (
     GELU,
     AdaptiveAvgPool2d,
     AvgPool2d,
+    BatchNorm,
     Conv2d,
     Dense,
     Dropout,
@@ -205,9 +206,47 @@ class _Thin(keras.layers.Layer):  # type: ignore[misc]
 
 
 @keras.saving.register_keras_serializable("zoo")
+class _BatchNorm(keras.layers.Layer):  # type: ignore[misc]
+    """Keras' own moves the running variance towards the biased one; its momentum is of the old value."""
+
+    def __init__(self, epsilon: float, momentum: float, **options: Any) -> None:
+        super().__init__(**options)
+        self.epsilon, self.momentum = epsilon, momentum
+
+    def build(self, shape: Any) -> None:
+        def add(name: str, start: str, trainable: bool) -> Any:
+            return self.add_weight(
+                shape=(shape[-1],), initializer=start, dtype=self.dtype, trainable=trainable, name=name
+            )
+
+        self.kernel, self.bias = add("weight", "ones", True), add("bias", "zeros", True)
+        self.running_mean = add("running_mean", "zeros", False)
+        self.running_var = add("running_var", "ones", False)
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        mean, variance = self.running_mean, self.running_var
+        if training:
+            axes = list(range(len(x.shape) - 1))
+            mean = ops.mean(x, axis=axes)
+            variance = ops.mean(ops.square(x - mean), axis=axes)
+            count = ops.cast(ops.size(x), self.compute_dtype) / _constant(x.shape[-1], self)
+            unbiased = variance * (count / (count - _constant(1, self)))
+            new, old = _constant(self.momentum, self), _constant(1 - self.momentum, self)
+            self.running_mean.assign(old * self.running_mean + new * mean)
+            self.running_var.assign(old * self.running_var + new * unbiased)
+        scale = self.kernel / ops.sqrt(variance + _constant(self.epsilon, self))
+        return (x - mean) * scale + self.bias
+
+
+@lower.register
+def batch_norm(layer: BatchNorm, x: Any, path: str, dtype: str) -> Any:
+    return _BatchNorm(layer.epsilon, layer.momentum, name=path, dtype=dtype)(x)
+
+
+@keras.saving.register_keras_serializable("zoo")
 class _LocalResponseNorm(keras.layers.Layer):  # type: ignore[misc]
-    """The squares of the channels around each are summed by a product with a matrix of ones near its
-    diagonal: tf2onnx writes broken graphs for sums of slices."""
+    """The squares of the channels around each are summed by a 1x1 convolution with ones: tf2onnx writes
+    broken graphs for sums of slices, and for products with a matrix."""
 
     def __init__(self, size: int, alpha: float, beta: float, k: float, **options: Any) -> None:
         super().__init__(**options)
@@ -217,7 +256,12 @@ class _LocalResponseNorm(keras.layers.Layer):  # type: ignore[misc]
         share, beta, k = (_constant(value, self) for value in (self.alpha / self.size, self.beta, self.k))
         channels = np.arange(x.shape[-1])
         near = _constant(abs(channels[:, None] - channels) <= self.size // 2, self)
-        return x / ops.power(k + share * ops.matmul(ops.square(x), near), beta)
+        return x / ops.power(k + share * _product(ops.square(x), near), beta)
+
+
+def _product(x: Any, matrix: Any) -> Any:
+    """x (N, H, W, C) times a matrix (C, C') along its last axis, as a 1x1 convolution."""
+    return ops.conv(x, matrix[None, None], strides=1, padding="valid", data_format="channels_last")
 
 
 def _constant(value: Any, layer: Any) -> Any:
@@ -358,18 +402,16 @@ def avg_pool2d(layer: AvgPool2d, x: Any, path: str, dtype: str) -> Any:
 
 @keras.saving.register_keras_serializable("zoo")
 class _AdaptiveAvgPool2d(keras.layers.Layer):  # type: ignore[misc]
-    """A product with a matrix of shares along the rows, and one along the columns."""
+    """A product with a matrix of shares along the rows, and one along the columns, each as the last axis."""
 
     def __init__(self, rows: Any, columns: Any, **options: Any) -> None:
         super().__init__(**options)
         self.rows, self.columns = np.asarray(rows), np.asarray(columns)
 
     def call(self, x: Any) -> Any:
-        _, height, width, channels = x.shape
-        x = ops.reshape(x, (-1, height, width * channels))
-        x = ops.matmul(_constant(self.rows, self), x)
-        x = ops.reshape(x, (-1, len(self.rows), width, channels))
-        return ops.matmul(_constant(self.columns, self), x)
+        for shares in (self.rows, self.columns):  # N H W C -> N W C H -> N C H W -> N H W C
+            x = _product(ops.transpose(x, (0, 2, 3, 1)), _constant(shares.T, self))
+        return ops.transpose(x, (0, 2, 3, 1))
 
 
 @lower.register
@@ -585,6 +627,7 @@ class _Variable(NamedTuple):
     variable: Any
     shape: tuple[int, ...]
     axes: tuple[int, ...]
+    trained: bool
 
     def assign(self, array: np.ndarray, dtype: str) -> None:
         """Give the variable the values of a canonical array."""
@@ -641,12 +684,13 @@ class KerasNetwork:
             every = f"{node.path}.every"  # of a convolution that is thinned out afterwards
             for weight in node.layer.weights(node.input_shape):
                 layer = self.network.get_layer(every if every in names else node.path)
-                variable = layer.kernel if weight.name == "weight" else layer.bias
+                variable = layer.kernel if weight.name == "weight" else getattr(layer, weight.name)
                 shape, axes = weight.shape, _AXES[len(weight.shape)]
                 if isinstance(layer, keras.layers.DepthwiseConv2D) and len(shape) == 4:
                     channels = node.input_shape[0]  # C m, 1, kh, kw -> C, m, kh, kw -> kh, kw, C, m
                     shape, axes = (channels, shape[0] // channels, *shape[2:]), (2, 3, 0, 1)
-                yield _Variable(f"{node.path}.{weight.name}", weight.shape, variable, shape, axes)
+                name = f"{node.path}.{weight.name}"
+                yield _Variable(name, weight.shape, variable, shape, axes, weight.trained)
 
     def _load(self, weights: Mapping[str, np.ndarray]) -> None:
         for variable in self._variables():
@@ -681,6 +725,11 @@ class KerasNetwork:
         grouped = next((node for node in self.model.walk() if _cuts_channels(node)), None)
         if grouped is not None and keras.backend.backend() == "tensorflow":  # it would write a broken file
             raise NotSupported("tf2onnx cannot export a convolution in groups", grouped.path)
+        flat = (
+            n for n in self.model.walk() if isinstance(n.layer, LocalResponseNorm) and n.input_shape[1] == 1
+        )
+        if (row := next(flat, None)) and keras.backend.backend() == "tensorflow":
+            raise NotSupported("tf2onnx writes wrong shapes for this layer on images of one row", row.path)
         if keras.backend.backend() == "jax":
             raise NotSupported("Keras exports ONNX from JAX only with jax2onnx, which is not used here")
         needs = "tf2onnx" if keras.backend.backend() == "tensorflow" else "onnxscript"
@@ -745,7 +794,11 @@ class KerasNetwork:
             self._seed_dropout(seed)
             self._give_masks(seed, 1, len(labels))
             loss = twin.train_on_batch(images.astype(self.dtype), labels)[0]
-            found = {each.name: each.canonical_array(rule.of(each.variable)) for each in self._variables()}
+            found = {
+                each.name: each.canonical_array(rule.of(each.variable))
+                for each in self._variables()
+                if each.trained
+            }
         return float(loss), found
 
     def share_masks(self, batch_size: int) -> None:

@@ -28,6 +28,7 @@ from zoo.layers import (
     GELU,
     AdaptiveAvgPool2d,
     AvgPool2d,
+    BatchNorm,
     Conv2d,
     Dense,
     Dropout,
@@ -114,6 +115,14 @@ def conv2d(layer: Conv2d, input_shape: Shape) -> nn.Module:
     if isinstance(module, _PaddedConv2d):
         module.sides = (left, right, top, bottom)
     return module
+
+
+@lower.register
+def batch_norm(layer: BatchNorm, input_shape: Shape) -> nn.Module:
+    kind = nn.BatchNorm2d if len(input_shape) == 3 else nn.BatchNorm1d
+    return kind(
+        input_shape[0], eps=layer.epsilon, momentum=layer.momentum, affine=True, track_running_stats=True
+    )
 
 
 @lower.register
@@ -436,7 +445,7 @@ class TorchNetwork:
             loss = functional.cross_entropy(self.module(self._tensor(images)), torch.from_numpy(labels))
             found = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
         self.module.eval()
-        names = (name for name, _ in iter_weights(self.model))
+        names = (name for name, weight in iter_weights(self.model) if weight.trained)
         return loss.item(), {name: found[_attribute(name)].contiguous().numpy() for name in names}
 
     def share_masks(self, batch_size: int) -> None:

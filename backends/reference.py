@@ -23,6 +23,7 @@ from zoo.layers import (
     GELU,
     AdaptiveAvgPool2d,
     AvgPool2d,
+    BatchNorm,
     Conv2d,
     Dense,
     Dropout,
@@ -78,6 +79,15 @@ def conv2d(layer: Conv2d, x: Array, w: Mapping[str, Array]) -> Array:
     ]
     y = np.concatenate(parts, axis=-1).transpose(0, 3, 1, 2)
     return y + w["bias"].reshape(1, -1, 1, 1) if layer.bias else y
+
+
+@apply.register
+def batch_norm(layer: BatchNorm, x: Array, w: Mapping[str, Array]) -> Array:
+    mean, variance, weight, bias = (
+        w[name].reshape(1, -1, *(1,) * (x.ndim - 2))
+        for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    return (x - mean) / np.sqrt(variance + layer.epsilon) * weight + bias
 
 
 @apply.register

@@ -84,11 +84,12 @@ class Worker:
                 last[0] = now
                 messages.send(self.output, {"progress": [done, total, loss]})
 
-        recipe = model.from_dict(fields["model"]).recipe
+        spec, split = model.from_dict(fields["model"]), self.current_split()
+        training.check_batches(spec, len(split.train_labels))
         trained = training.train(
             self.current(),
-            recipe,
-            self.current_split(),
+            spec.recipe,
+            split,
             seed=fields["seed"],
             epochs=fields["epochs"],
             progress=progress,

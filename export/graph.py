@@ -27,6 +27,7 @@ from zoo.layers import (
     GELU,
     AdaptiveAvgPool2d,
     AvgPool2d,
+    BatchNorm,
     Conv2d,
     Dense,
     Dropout,
@@ -93,6 +94,12 @@ def conv2d(layer: Conv2d, node: Node, x: str, y: str) -> tuple[list[NodeProto], 
         group=layer.groups,
     )
     return [made], {}
+
+
+@emit.register
+def batch_norm(layer: BatchNorm, node: Node, x: str, y: str) -> tuple[list[NodeProto], Weights]:
+    names = (f"{node.path}.{name}" for name in ("weight", "bias", "running_mean", "running_var"))
+    return _Chain(node.path).end(y, "BatchNormalization", x, *names, epsilon=layer.epsilon, training_mode=0)
 
 
 @emit.register

@@ -24,6 +24,7 @@ from zoo.layers import (
     GELU,
     AdaptiveAvgPool2d,
     AvgPool2d,
+    BatchNorm,
     Conv2d,
     Dense,
     Dropout,
@@ -45,7 +46,7 @@ from zoo.layers import (
     SpatialDropout,
     Tanh,
 )
-from zoo.model import Model
+from zoo.model import Model, iter_weights
 from zoo.randomness import raw_bits, uniform
 from zoo.recipe import SGD, Adam, Recipe, RMSprop
 from zoo.weights import Weights, init_weights
@@ -146,14 +147,21 @@ def random_weights(model: Model, choose: Chooser) -> Weights:
 
     Sometimes nothing is negative, so that sums are coherent, and sometimes the biases dominate.
     """
-    weights = init_weights(model, choose.integer(0, 99))
+    seed = choose.integer(0, 99)
+    weights = init_weights(model, seed)
+    for name, weight in iter_weights(model):
+        if weight.start is not None:  # or all channels would be alike
+            weights[name] += np.float32(0.8) * (2 * uniform(seed, name, weight.shape[0]) - 1).astype(
+                np.float32
+            )
     common = choose.choice(SCALES)
     apart, coherent, biased = (_rarely(choose) for _ in range(3))
     for name, array in weights.items():
         scale = choose.choice(SCALES) if apart else common
         if biased and name.endswith(".bias"):
             scale *= LARGE_BIAS
-        weights[name] = np.float32(scale) * (np.abs(array) if coherent else array)
+        positive = coherent or name.endswith(".running_var")
+        weights[name] = np.float32(scale) * (np.abs(array) if positive else array)
     return weights
 
 
@@ -213,6 +221,10 @@ def _dilation(choose: Chooser, kernel: int, room: int) -> int:
     """1 for most; a kernel of one row has no gaps, whatever its dilation."""
     most = 3 if kernel == 1 else min(3, (room - 1) // (kernel - 1))
     return choose.integer(1, most) if _rarely(choose) else 1
+
+
+def _batch_norm(choose: Chooser, shape: Shape) -> Layer:
+    return BatchNorm(choose.choice((1e-5, 1e-3)), choose.choice((0.1, 0.01, 1.0)))
 
 
 def _local_response_norm(choose: Chooser, shape: Shape) -> Layer:
@@ -305,6 +317,7 @@ _IMAGE: tuple[_Rule | None, ...] = (
     _global_avg_pool2d,
     _adaptive_avg_pool2d,
     _spatial_dropout,
+    _batch_norm,
     _local_response_norm,
     _normalize,
     _conv2d,
@@ -312,4 +325,13 @@ _IMAGE: tuple[_Rule | None, ...] = (
     _conv2d,
     _conv2d,
 )
-_VECTOR: tuple[_Rule | None, ...] = (None, _relu, _dropout, _activation, _dense, _dense, _dense)
+_VECTOR: tuple[_Rule | None, ...] = (
+    None,
+    _relu,
+    _dropout,
+    _activation,
+    _batch_norm,
+    _dense,
+    _dense,
+    _dense,
+)

@@ -32,11 +32,15 @@ class Weight(NamedTuple):
     """One weight tensor of a layer: its name within the layer, shape, and fan-in.
 
     fan_in is the number of inputs that one output sums over; it sets the initial range.
+    start: the value that all of it starts with, where it is not drawn from that range.
+    trained: whether the optimiser changes it; otherwise the layer itself does while training.
     """
 
     name: str
     shape: Shape
     fan_in: int
+    start: float | None = None
+    trained: bool = True
 
     @property
     def formula(self) -> str:
@@ -234,6 +238,43 @@ class Conv2d(Layer, Padded):
         if right >= across:
             return Placement(self.stride, (top, left, bottom, right + 1), 1)
         return Placement(self.stride, self.padding, 0)
+
+
+@dataclass(frozen=True)
+class BatchNorm(Layer):
+    """(x - mean) / sqrt(variance + epsilon) * weight + bias, by channel or feature (Ioffe and Szegedy, 2015).
+
+    While training, mean and variance (biased) are those of the batch, and the running ones move by
+    `momentum`, the weight of the new batch, towards its mean and its unbiased variance, of n / (n - 1)
+    (PyTorch's rule). At inference they are the running ones.
+    weight, bias, running_mean, running_var: (C,) or (features,).
+    """
+
+    kind: ClassVar[str] = "batchnorm"
+    epsilon: float = 1e-5
+    momentum: float = 0.1
+
+    def __post_init__(self) -> None:
+        epsilon = fields.float32(self.epsilon, "BatchNorm.epsilon")
+        if epsilon <= 0:
+            raise InvalidSpec(f"{self.epsilon!r} is not positive", "BatchNorm.epsilon")
+        momentum = fields.real(self.momentum, "BatchNorm.momentum")
+        if not 0 < momentum <= 1:
+            raise InvalidSpec(f"{self.momentum!r} is not in 0 < momentum <= 1", "BatchNorm.momentum")
+        _set(self, "epsilon", epsilon)
+        _set(self, "momentum", momentum)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return input_shape
+
+    def weights(self, input_shape: Shape) -> tuple[Weight, ...]:
+        shape = input_shape[:1]
+        return (
+            Weight("weight", shape, 1, start=1.0),
+            Weight("bias", shape, 1, start=0.0),
+            Weight("running_mean", shape, 1, start=0.0, trained=False),
+            Weight("running_var", shape, 1, start=1.0, trained=False),
+        )
 
 
 @dataclass(frozen=True)
@@ -613,6 +654,7 @@ LAYERS: dict[str, type[Layer]] = {
     for layer in (
         Normalize,
         Conv2d,
+        BatchNorm,
         LocalResponseNorm,
         ReLU,
         ReLU6,

@@ -43,12 +43,16 @@ class Node(NamedTuple):
     @property
     def parameters(self) -> int:
         """How many numbers the layer learns."""
-        return sum(prod(weight.shape) for weight in self.layer.weights(self.input_shape))
+        return sum(prod(weight.shape) for weight in self._trained)
 
     @property
     def formula(self) -> str:
         """How `parameters` comes about: "32 x (1 x 3 x 3) + 32"; "" without any."""
-        return " + ".join(weight.formula for weight in self.layer.weights(self.input_shape))
+        return " + ".join(weight.formula for weight in self._trained)
+
+    @property
+    def _trained(self) -> tuple[layer_language.Weight, ...]:
+        return tuple(weight for weight in self.layer.weights(self.input_shape) if weight.trained)
 
     @property
     def macs(self) -> int:

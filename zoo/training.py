@@ -13,13 +13,16 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import prod
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from zoo.data import Split
-from zoo.errors import Diverged
+from zoo.errors import Diverged, InvalidInput
+from zoo.layers import BatchNorm
+from zoo.model import Model
 from zoo.network import Network
 from zoo.randomness import permutation, raw_bits
 from zoo.recipe import Recipe
@@ -52,6 +55,21 @@ def batch_order(recipe: Recipe, seed: int, epoch: int, images: int) -> np.ndarra
     """The order in which epoch `epoch` (from 1) visits the training images: int64 (n,)."""
     order = permutation(seed, f"order/{epoch}", images) if recipe.shuffle else np.arange(images)
     return order[: recipe.steps(images) * recipe.batch_size]
+
+
+def check_batches(model: Model, images: int) -> None:
+    """Raise InvalidInput if a batch normalisation would have a single value per channel in some step."""
+    recipe = model.recipe
+    last = images % recipe.batch_size if not recipe.drop_last else 0
+    if min(recipe.batch_size, last or recipe.batch_size, images) > 1:
+        return
+    for node in model.walk():
+        if isinstance(node.layer, BatchNorm) and prod(node.input_shape[1:]) == 1:
+            raise InvalidInput(
+                f"a batch of one image has one value per channel, and no variance, in {node.path}",
+                "recipe.batch_size",
+                "another batch_size, or drop_last = true",
+            )
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

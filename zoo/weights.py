@@ -32,10 +32,13 @@ def init_weights(model: Model, seed: int = 0) -> Weights:
     """Initial weights as the documents' framework draws them, float32.
 
     Weights and biases are uniform in +-1 / sqrt(fan_in): Kaiming's uniform rule with a = sqrt(5)
-    (He et al., 2015; PyTorch's Linear and Conv2d).
+    (He et al., 2015; PyTorch's Linear and Conv2d). Those with a start of their own have it.
     """
     result: Weights = {}
     for name, weight in iter_weights(model):
+        if weight.start is not None:
+            result[name] = np.full(weight.shape, weight.start, dtype=np.float32)
+            continue
         draws = uniform(seed, name, int(np.prod(weight.shape)))
         bound = 1 / np.sqrt(weight.fan_in)
         result[name] = ((2 * draws - 1) * bound).astype(np.float32).reshape(weight.shape)
@@ -61,6 +64,8 @@ def check(model: Model, weights: Mapping[str, np.ndarray], where: object = "weig
             wrong.append(f"{name} is {array.dtype}, not float32")
         elif not np.isfinite(array).all():
             wrong.append(f"{name} holds NaN or infinity")
+        elif name.endswith(".running_var") and (array < 0).any():
+            wrong.append(f"{name} holds a negative variance")
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise DataError(

@@ -18,6 +18,7 @@ from zoo.layers import (
     GELU,
     AdaptiveAvgPool2d,
     AvgPool2d,
+    BatchNorm,
     Conv2d,
     Dense,
     Dropout,
@@ -73,6 +74,37 @@ class Thin(layers.Layer):
 
     def call(self, x):
         return x[:, :: self.stride[0], :: self.stride[1]]''',
+    "BatchNorm": '''\
+class BatchNorm(layers.Layer):
+    """By the statistics of the batch while training, else by the running ones.
+
+    momentum: the weight of a new batch, whose variance counts with n / (n - 1).
+    """
+
+    def __init__(self, epsilon, momentum, name):
+        super().__init__(name=name)
+        self.epsilon, self.momentum = epsilon, momentum
+
+    def build(self, shape):
+        names = ("weight", "bias", "running_mean", "running_var")
+        starts = ("ones", "zeros", "zeros", "ones")
+        self.values = [
+            self.add_weight(shape[-1:], start, trainable=name in names[:2], name=name)
+            for name, start in zip(names, starts, strict=True)
+        ]
+
+    def call(self, x, training=False):
+        weight, bias, mean, variance = self.values
+        if training:
+            axes = list(range(len(x.shape) - 1))
+            running = mean, variance
+            mean = ops.mean(x, axis=axes)
+            variance = ops.mean(ops.square(x - mean), axis=axes)
+            n = ops.cast(ops.size(x), "float32") / x.shape[-1]
+            for old, new in zip(running, (mean, variance * n / (n - 1)), strict=True):
+                old.assign((1 - self.momentum) * old + self.momentum * new)
+        scale = weight / ops.sqrt(variance + np.float32(self.epsilon))
+        return (x - mean) * scale + bias''',
     "LocalResponseNorm": '''\
 class LocalResponseNorm(layers.Layer):
     """x / (k + alpha / size * the sum of squares over `size` channels) ** beta."""
@@ -84,7 +116,8 @@ class LocalResponseNorm(layers.Layer):
     def call(self, x):
         channels = np.arange(x.shape[-1])
         near = abs(channels[:, None] - channels) <= self.size // 2
-        total = ops.matmul(ops.square(x), near.astype("float32"))
+        kernel = near.astype("float32")[None, None]
+        total = ops.conv(ops.square(x), kernel, data_format="channels_last")
         return x / ops.power(self.k + self.alpha / self.size * total, self.beta)''',
     "GELU": '''\
 class GELU(layers.Layer):
@@ -130,10 +163,11 @@ class AdaptiveAveragePooling2D(layers.Layer):
         self.size = size
 
     def call(self, x):
-        _, height, width, channels = x.shape
-        rows, columns = map(self.shares, (height, width), self.size)
-        x = ops.matmul(rows, ops.reshape(x, (-1, height, width * channels)))
-        return ops.matmul(columns, ops.reshape(x, (-1, len(rows), width, channels)))
+        for cells in self.size:  # N H W C -> N W C H -> N C H W -> N H W C
+            x = ops.transpose(x, (0, 2, 3, 1))
+            kernel = self.shares(x.shape[-1], cells).T[None, None]
+            x = ops.conv(x, kernel, data_format="channels_last")
+        return ops.transpose(x, (0, 2, 3, 1))
 
     @staticmethod
     def shares(length, cells):
@@ -180,6 +214,11 @@ def conv2d(layer: Conv2d, input_shape: Shape, path: str) -> tuple[Call, ...]:
         sides = f"((0, 0), (0, {crop}))"
         before.append(Call("layers.Cropping2D", (sides, _named(f"{path}.cropping"))))
     return *before, convolution, *thin
+
+
+@emit.register
+def batch_norm(layer: BatchNorm, input_shape: Shape, path: str) -> tuple[Call, ...]:
+    return (Call("BatchNorm", (f"epsilon={layer.epsilon}", f"momentum={layer.momentum}", _named(path))),)
 
 
 @emit.register
@@ -326,13 +365,19 @@ def load_weights(path):
     model = build()
     weights = load_file(path)
     for layer in model.layers:
-        if layer.weights:
+<NORM>        if layer.weights:
             name = <NAME>
             kernel = weights[f"{name}.weight"]
 {kernel}
             bias = [weights[f"{name}.bias"]] if layer.use_bias else []
             layer.set_weights([kernel, *bias])
     return model'''
+
+BATCH_NORM_WEIGHTS = """\
+        if isinstance(layer, BatchNorm):
+            names = ("weight", "bias", "running_mean", "running_var")
+            layer.set_weights([weights[f"{layer.name}.{name}"] for name in names])
+"""
 
 PLAIN_KERNEL = """\
             # (O, I, kh, kw) -> (kh, kw, I, O), (units, features) -> (features, units)
@@ -363,6 +408,12 @@ def program(model: Model) -> str:
     load = LOAD_WEIGHTS.replace(
         "{kernel}", DEPTHWISE_KERNEL if "layers.DepthwiseConv2D" in called else PLAIN_KERNEL
     ).replace("<NAME>", f'layer.name.removesuffix("{EVERY}")' if "Thin" in called else "layer.name")
+    load = load.replace("<NORM>", BATCH_NORM_WEIGHTS if "BatchNorm" in called else "")
+    load = (
+        load.replace("        if layer.weights", "        elif layer.weights")
+        if "BatchNorm" in called
+        else load
+    )
     blocks += [_build(model), load, PREDICT]
     return source.program(model, "Keras", "float32", imports, *blocks)
 

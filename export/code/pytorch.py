@@ -17,6 +17,7 @@ from zoo.layers import (
     GELU,
     AdaptiveAvgPool2d,
     AvgPool2d,
+    BatchNorm,
     Conv2d,
     Dense,
     Dropout,
@@ -91,6 +92,12 @@ def conv2d(layer: Conv2d, input_shape: Shape) -> Call:
     if not layer.bias:
         arguments.append("bias=False")
     return Call("nn.Conv2d", tuple(arguments))
+
+
+@emit.register
+def batch_norm(layer: BatchNorm, input_shape: Shape) -> Call:
+    arguments = (str(input_shape[0]), f"eps={layer.epsilon}", f"momentum={layer.momentum}")
+    return Call(f"nn.BatchNorm{2 if len(input_shape) == 3 else 1}d", arguments)
 
 
 @emit.register

@@ -17,6 +17,7 @@ from zoo.layers import (
     GELU,
     AdaptiveAvgPool2d,
     AvgPool2d,
+    BatchNorm,
     Conv2d,
     Dense,
     Dropout,
@@ -66,6 +67,13 @@ def conv2d(layer: Conv2d, shape: Shape, path: str, x: str) -> Call:
     if layer.groups > 1:
         arguments.append(f"groups={layer.groups}")
     return Call("conv2d", tuple(arguments))
+
+
+@emit.register
+def batch_norm(layer: BatchNorm, shape: Shape, path: str, x: str) -> Call:
+    names = ("weight", "bias", "running_mean", "running_var")
+    weights = (f"w[{quoted(f'{path}.{name}')}]" for name in names)
+    return Call("batch_norm", (x, *weights, f"epsilon={layer.epsilon}"))
 
 
 @emit.register
@@ -212,6 +220,14 @@ def conv2d(
     parts = [np.tensordot(part, w, axes=((1, 4, 5), (1, 2, 3))) for part, w in pairs]
     y = np.concatenate(parts, axis=-1).transpose(0, 3, 1, 2)
     return y if bias is None else y + bias.reshape(1, -1, 1, 1)''',
+    "batch_norm": '''\
+def batch_norm(x, weight, bias, mean, variance, epsilon):
+    """(x - mean) / sqrt(variance + epsilon) * weight + bias, channel by channel."""
+    mean, variance, weight, bias = (
+        values.reshape(1, -1, *(1,) * (x.ndim - 2))
+        for values in (mean, variance, weight, bias)
+    )
+    return (x - mean) / np.sqrt(variance + epsilon) * weight + bias''',
     "local_response_norm": '''\
 def local_response_norm(x, size, alpha, beta, k):
     """x / (k + alpha / size * the sum of squares over `size` channels) ** beta."""

@@ -23,6 +23,7 @@ from zoo.layers import (
     Activation,
     AdaptiveAvgPool2d,
     AvgPool2d,
+    BatchNorm,
     Conv2d,
     Dense,
     Dropout,
@@ -152,6 +153,23 @@ _ACTIVATIONS: tuple[tuple[str, Activation], ...] = (
     ("a hard sigmoid", HardSigmoid()),
     ("a hard swish", HardSwish()),
 )
+
+
+@_mistakes.register
+def batch_norm(layer: BatchNorm, x: Array, w: Mapping[str, Array], model: Model, node: Node) -> Tried:
+    axes = (0, *range(2, x.ndim))
+    own = {"running_mean": x.mean(axis=axes), "running_var": x.var(axis=axes)}
+    yield "no batch normalisation", lambda: x
+    yield "the statistics of these images, as while training", lambda: apply(layer, x, {**w, **own})
+    for epsilon in (1e-3, 1e-5):
+        other = replace(layer, epsilon=epsilon)
+        yield f"an epsilon of {epsilon:g}", lambda other=other: apply(other, x, w)  # type: ignore[misc]
+    variance = w["running_var"] ** 2
+    yield "a variance for its root", lambda: apply(layer, x, {**w, "running_var": variance})
+    yield (
+        "weight and bias exchanged",
+        lambda: apply(layer, x, {**w, "weight": w["bias"], "bias": w["weight"]}),
+    )
 
 
 @_mistakes.register

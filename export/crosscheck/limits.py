@@ -35,6 +35,7 @@ from zoo.layers import (
     Activation,
     AdaptiveAvgPool2d,
     AvgPool2d,
+    BatchNorm,
     Conv2d,
     Dense,
     Dropout,
@@ -104,6 +105,16 @@ def normalize(layer: Normalize, x: Array, w: Mapping[str, Array], before: Allowa
 def conv2d(layer: Conv2d, x: Array, w: Mapping[str, Array], before: Allowance) -> Allowance:
     fan_in = prod(w["weight"].shape[1:])
     return _sum(layer, x, w, before, min(fan_in + 2, max(UNITS, 2 * sqrt(fan_in))))
+
+
+@propagate.register
+def batch_norm(layer: BatchNorm, x: Array, w: Mapping[str, Array], before: Allowance) -> Allowance:
+    """The scale errs by a few u, however x * scale + (bias - mean * scale) is put together."""
+    around = (1, -1, *(1,) * (x.ndim - 2))
+    mean, bias = (np.abs(w[name]).reshape(around) for name in ("running_mean", "bias"))
+    factor = (np.abs(w["weight"]) / np.sqrt(w["running_var"] + layer.epsilon)).reshape(around)
+    scale = (np.abs(x) + mean) * factor + bias
+    return _rounded(8, scale, before.limit * factor, before.typical * factor)
 
 
 @propagate.register
