@@ -4,16 +4,37 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from layer_table import rows
+from layer_table import RECIPE, rows
 
 import zoo
 from backends.reference import ReferenceNetwork, apply
 from export.crosscheck import judge, limits, probes
 from export.crosscheck.inputs import LAYER_IMAGES, layer_images
 from export.crosscheck.judgement import judge_layers
+from export.graph import serialize, to_onnx
 from export.selftest import sweep
-from zoo.layers import LAYERS, Conv2d, Dense, Dropout, Flatten, Layer, ReLU
+from export.session import Session
+from zoo.layers import (
+    ELU,
+    GELU,
+    LAYERS,
+    Activation,
+    Conv2d,
+    Dense,
+    Dropout,
+    Flatten,
+    HardSigmoid,
+    HardSwish,
+    Layer,
+    LeakyReLU,
+    ReLU,
+    ReLU6,
+    Sigmoid,
+    SiLU,
+    Tanh,
+)
 from zoo.model import Model
+from zoo.network import Backend
 from zoo.recipe import SGD, Recipe
 
 U = limits.UNIT
@@ -151,3 +172,48 @@ def test_logits_may_owe_a_part_to_the_layers_before() -> None:
     judgement = judge(model, weights, images)
     assert np.abs(judgement.logits).max() < 1e-9
     assert (judgement.logit_limit > 8 * U * 1e4).all()
+
+
+ACTIVATIONS = (
+    ReLU6(),
+    LeakyReLU(0.3),
+    ELU(0.5),
+    Sigmoid(),
+    Tanh(),
+    GELU(),
+    GELU("tanh"),
+    SiLU(),
+    HardSigmoid(),
+    HardSwish(),
+)
+SMALL = np.logspace(-30, 2, 1000)
+GRID = np.concatenate([np.linspace(-30, 30, 20_001), SMALL, -SMALL]).astype(np.float32)
+
+
+def _beyond(layer: Activation, got: np.ndarray, judged_as: Activation | None = None) -> float:
+    """The largest error on the grid as a multiple of what the layer may round."""
+    x = GRID.astype(np.float64).reshape(-1, 1, 1, 1)
+    expected, own = apply(judged_as or layer, x, {}), _propagate(judged_as or layer, x, {}).own
+    limit = np.zeros(x.shape) if own is None else own
+    return float((np.abs(got - expected) / np.maximum(limit, 1e-300)).max())
+
+
+def _alone(layer: Activation) -> Model:
+    return Model("m", (1, 1, 1), (layer,), RECIPE, labels=())
+
+
+@pytest.mark.parametrize("layer", ACTIVATIONS, ids=repr)
+def test_activations_of_onnxruntime_on_a_grid(layer: Activation) -> None:
+    session = Session(serialize(to_onnx(_alone(layer), {})))
+    assert _beyond(layer, session.predict(GRID.reshape(-1, 1, 1, 1))) < 0.75
+
+
+@pytest.mark.parametrize("layer", ACTIVATIONS, ids=repr)
+def test_activations_of_backends_on_a_grid(layer: Activation, backend: Backend) -> None:
+    network = backend.build(_alone(layer), {})
+    assert _beyond(layer, network.predict(GRID.reshape(-1, 1, 1, 1))) < 0.75
+
+
+def test_the_two_forms_of_gelu_are_told_apart() -> None:
+    tanh = apply(GELU("tanh"), GRID.astype(np.float64).reshape(-1, 1, 1, 1), {})
+    assert _beyond(GELU("tanh"), tanh, judged_as=GELU()) > 50
