@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from zoo.layers import LAYERS, AvgPool2d, Conv2d, MaxPool2d
 from zoo.model import Model, from_dict
 from zoo.randomness import uniform
 
-SCHEMA = Path(__file__).parents[1] / "docs" / "spec.schema.json"
+ROOT = Path(__file__).parents[1]
+SCHEMA = ROOT / "docs" / "spec.schema.json"
+README = ROOT / "README.md"
 MODELS = [
     *(pytest.param(zoo.get(name), id=name) for name in zoo.names("all")),
     *rows(),
@@ -221,6 +224,14 @@ def test_wrong_toml(content: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidSpec, match=message) as caught:
         zoo.load_spec(path)
     assert len(str(caught.value)) < 700
+
+
+def test_the_spec_of_the_readme_is_whole() -> None:
+    (text,) = re.findall(r"```toml\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    model = parse(text)
+    assert (model.name, model.output_shape, model.recipe.epochs) == ("mynet", (10,), 5)
+    kinds = " ".join(re.findall(r"`(\w+)`", README.read_text(encoding="utf-8"))).split()
+    assert set(LAYERS) <= set(kinds), "the README's table of layers"
 
 
 def test_the_published_schema_is_that_of_the_classes() -> None:
