@@ -135,6 +135,23 @@ def _model(layers: list[dict[str, Any]], shape: tuple[int, ...]) -> Model:
     )
 
 
+def test_blocks_that_multiply_are_refused() -> None:
+    """Each block gives the next one its parameter ten times over: 10^12 values from a dozen lines."""
+    ten = ", ".join(['"$m"'] * 10)
+    chain = [f'b{i} = [{{ block = "b{i + 1}", with = {{ m = [{ten}] }} }}]' for i in range(12)]
+    last = 'b12 = [{ type = "Normalize", mean = "$m", scale = 1 }]'
+    text = BLOCKS.replace("layers = [", 'layers = [\n    { block = "b0", with = { m = 1 } },')
+    with pytest.raises(InvalidSpec, match="more than 1,000,000 values"):
+        parse(text.replace("[blocks]", "\n".join(["[blocks]", *chain, last])))
+    thousand = ", ".join(["0.5"] * 1000)
+    text = BLOCKS.replace(
+        '"stage", with = { filters = 8 }', f'"wide", times = 5000, with = {{ m = [{thousand}] }}'
+    )
+    wide = 'wide = [{ type = "Normalize", mean = "$m", scale = "$m" }]'
+    with pytest.raises(InvalidSpec, match="more than 1,000,000 values"):
+        parse(text.replace("[blocks]", f"[blocks]\n{wide}"))
+
+
 def test_same_counts_dilated_kernels() -> None:
     layer = {"type": "Conv2d", "filters": 1, "kernel": 3, "dilation": 2, "padding": "same"}
     assert _model([layer], (1, 9, 9)).output_shape == (1, 9, 9)

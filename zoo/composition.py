@@ -21,6 +21,7 @@ from typing import Any
 from zoo.errors import InvalidSpec, nearest
 
 USE = {"block", "times", "with"}
+MOST_VALUES = 1_000_000  # in all that blocks write out
 
 
 def expand(
@@ -29,11 +30,12 @@ def expand(
     """Every layer written out, with where it stands: (".layers[3]" or ".blocks.stage[0]", its data).
 
     Raises InvalidSpec for a block that is unknown, unused, or part of itself, for parameters that are
-    missing or left over, and for more layers than `most`.
+    missing or left over, and for more layers than `most` or values than MOST_VALUES.
     """
     used: set[str] = set()
     found: list[tuple[str, Any]] = []
-    for place, item in _expand(items, ".layers", {}, blocks, where, (), used):
+    left = [MOST_VALUES]
+    for place, item in _expand(items, ".layers", {}, blocks, where, (), used, left):
         found.append((place, item))
         if len(found) > most:
             raise InvalidSpec(f"more than {most:,} layers", f"{where}.layers")
@@ -51,10 +53,13 @@ def _expand(
     where: str,
     around: tuple[str, ...],
     used: set[str],
+    left: list[int],
 ) -> Iterator[tuple[str, Any]]:
     for index, item in enumerate(items):
         here = f"{place}[{index}]"
-        item = _filled(item, given, f"{where}{here}") if around else item
+        if around:
+            item = _filled(item, given, f"{where}{here}")
+            _spend(item, left, f"{where}{here}")
         if not isinstance(item, dict) or "block" not in item:
             yield here, item
             continue
@@ -79,7 +84,18 @@ def _expand(
             raise InvalidSpec(f"the block {name!r} has no parameter {key!r}", f"{where}{here}")
         used.add(name)
         for _ in range(times):
-            yield from _expand(layers, inside, arguments, blocks, where, (*around, name), used)
+            yield from _expand(layers, inside, arguments, blocks, where, (*around, name), used, left)
+
+
+def _spend(value: Any, left: list[int], where: str) -> None:
+    """Take the values in `value` from what may be written out; a few lines can stand for billions."""
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        waiting += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        left[0] -= 1
+        if left[0] < 0:
+            raise InvalidSpec(f"the blocks write out more than {MOST_VALUES:,} values", where)
 
 
 def _filled(value: Any, given: Mapping[str, Any], where: str) -> Any:
