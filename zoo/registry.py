@@ -87,7 +87,7 @@ def get(name: str, **parameters: int) -> Model:
 def resolve(text: str) -> tuple[Model, Path | None]:
     """The model that a command-line argument names, and its run folder if it names one.
 
-    text: a registered name with parameters, a spec.json, or a run folder, whose spec is checked
+    text: a registered name with parameters, a spec file, or a run folder, whose spec is checked
     against its manifest. Raises InvalidInput with the nearest name if it is none of them.
     """
     from zoo.runs import Run

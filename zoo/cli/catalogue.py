@@ -105,7 +105,7 @@ Examples:
 def show(model: str, diagram: str | None, language: str | None, out: Path | None, as_json: bool) -> None:
     """Show the layers, recipe and notes of MODEL, a picture of it, or a program.
 
-    MODEL is a name of `zoo list` (cnn-padded:out_1=8 sets a parameter), a spec.json, a run folder
+    MODEL is a name of `zoo list` (cnn-padded:out_1=8 sets a parameter), a spec file, a run folder
     or an ONNX file of the zoo. The program runs on its own with the weights file of a run, and gives
     bit for bit what the backend gives.
     """

@@ -35,6 +35,7 @@ WEIGHTS = "[default: pretrained; where none are shipped, the run]"
 Examples:
   zoo build --data digits                   everything, in minutes, offline
   zoo build --backend torch                 the five documented CNNs in PyTorch
+  zoo build mynet.toml                      a network of your own (zoo spec init)
   zoo build --pretrained --data digits      no training: the weights of the package
   zoo build convnet-deep cnn-padded:out_1=8 --epochs 1 --limit 10000"""
 )
