@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from layer_table import ROWS, missing, model_of, rows
 
@@ -13,7 +14,7 @@ from backends.client import Worker
 from export import crosscheck
 from export.graph import emit, serialize, to_layers_onnx, to_onnx
 from export.session import Session
-from zoo.errors import InvalidSpec, UnsupportedLayer
+from zoo.errors import InvalidSpec, NotSupported, UnsupportedLayer
 from zoo.layers import (
     LAYERS,
     AvgPool2d,
@@ -22,6 +23,7 @@ from zoo.layers import (
     Dropout,
     Flatten,
     Layer,
+    LocalResponseNorm,
     MaxPool2d,
     Normalize,
     Softmax,
@@ -178,3 +180,20 @@ def test_normalize_is_rounded_to_float32_once() -> None:
     layer = Normalize((0.1307,), (1 / 0.3081,))
     assert layer.mean == (float(np.float32(0.1307)),)
     assert layer.scale == (float(np.float32(1 / 0.3081)),)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(Conv2d(4, 1, groups=2), (4, 3, 3)), (LocalResponseNorm(3), (3, 1, 4))],
+    ids=["groups", "one row"],
+)
+def test_what_tf2onnx_would_break_is_refused(layer: Layer, shape: tuple, backend: Backend, tmp_path) -> None:
+    """Keras says which layer it is; torch exports the same model."""
+    model = model_of((layer,), shape)
+    network = backend.build(model, zoo.init_weights(model))
+    if backend.name == "keras":
+        with pytest.raises(NotSupported, match=f"tf2onnx .*{model.walk()[0].path}"):
+            network.export_native(tmp_path / "native.onnx")
+    else:
+        network.export_native(tmp_path / "native.onnx")
+        onnx.checker.check_model(str(tmp_path / "native.onnx"), full_check=True)

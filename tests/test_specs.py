@@ -15,7 +15,7 @@ from layer_table import rows
 import zoo
 from backends.reference import ReferenceNetwork
 from export.specs import Seeded, random_model
-from zoo import cli, specfile
+from zoo import cli, schema, specfile
 from zoo.errors import InvalidInput, InvalidSpec, ZooError
 from zoo.layers import LAYERS, AvgPool2d, Conv2d, MaxPool2d
 from zoo.model import Model, from_dict
@@ -252,14 +252,14 @@ def test_the_spec_of_the_readme_is_whole() -> None:
 
 
 def test_the_published_schema_is_that_of_the_classes() -> None:
-    assert json.loads(SCHEMA.read_text()) == specfile.schema()
-    assert set(LAYERS) <= set(specfile.schema()["$defs"])
+    assert json.loads(SCHEMA.read_text()) == schema.schema()
+    assert set(LAYERS) <= set(schema.schema()["$defs"])
 
 
 def test_the_schema_takes_what_the_zoo_takes() -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    validator = jsonschema.Draft202012Validator(specfile.schema())
-    jsonschema.Draft202012Validator.check_schema(specfile.schema())
+    validator = jsonschema.Draft202012Validator(schema.schema())
+    jsonschema.Draft202012Validator.check_schema(schema.schema())
     for parameter in MODELS:
         validator.validate(json.loads(parameter.values[0].to_json()))
     for text in (BLOCKS, TABLES):
@@ -316,7 +316,7 @@ def test_init_and_show(suffix: str, tmp_path: Path) -> None:
 
 
 def test_the_printed_schema() -> None:
-    assert json.loads(run("spec", "schema").stdout) == specfile.schema()
+    assert json.loads(run("spec", "schema").stdout) == schema.schema()
 
 
 def test_a_file_is_a_model_wherever_one_is_named(tmp_path: Path) -> None:

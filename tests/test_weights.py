@@ -13,7 +13,7 @@ import safetensors.numpy
 import zoo
 from zoo import randomness, weights
 from zoo.errors import DataError
-from zoo.layers import Conv2d, Dense, Flatten, ReLU
+from zoo.layers import BatchNorm, Conv2d, Dense, Flatten, ReLU
 from zoo.model import Model
 from zoo.recipe import SGD, Recipe
 
@@ -148,3 +148,12 @@ def test_the_file_says_what_it_holds(tmp_path: Path) -> None:
     size = int.from_bytes(raw[:8], "little")
     assert json.loads(json.loads(raw[8 : 8 + size])["__metadata__"]["zoo"]) == {"model": "m"}
     assert list(safetensors.numpy.load(raw)) == ["a"]
+
+
+def test_a_variance_is_not_negative() -> None:
+    model = Model("m", (2, 3, 3), (BatchNorm(), Flatten()), RECIPE, labels=())
+    values = zoo.init_weights(model)
+    assert values["batchnorm1.running_var"].tolist() == values["batchnorm1.weight"].tolist() == [1, 1]
+    values["batchnorm1.running_var"][1] = -0.1
+    with pytest.raises(DataError, match=r"batchnorm1\.running_var holds a negative variance"):
+        weights.check(model, values)

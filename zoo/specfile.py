@@ -1,6 +1,6 @@
 """Spec files: a model as TOML or JSON, read strictly and written whole.
 
-Both languages have one schema (`schema()`, published as docs/spec.schema.json); the spec.json of a run
+Both languages have one schema (zoo.schema, published as docs/spec.schema.json); the spec.json of a run
 is such a file with every default written out. What a file may say in short, and a run's never does:
 
 - padding = "same" on a convolution or pool, which becomes the four sides for the size of its input;
@@ -13,19 +13,15 @@ Every error names the field, and the line where it stands.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import re
 import stat
 import tomllib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from zoo.errors import DataError, InvalidInput, InvalidSpec, nearest
-from zoo.layers import LAYERS
-from zoo.model import LARGEST_SPEC, MOST_LAYERS, SPEC_VERSION, Model, from_dict
-from zoo.recipe import OPTIMIZERS, Recipe
+from zoo.model import LARGEST_SPEC, Model, from_dict
 
 LANGUAGES = ("toml", "json")
 
@@ -209,111 +205,3 @@ class _Scanner:
                 self._pair(path)
             self._skip(",")
         self._advance(1)
-
-
-# The schema, made of the classes themselves.
-
-_ANY_INTEGER = {"type": "integer", "minimum": 1}
-_KINDS: dict[str, dict[str, Any]] = {
-    "int": {"type": "integer"},
-    "float": {"type": "number"},
-    "bool": {"type": "boolean"},
-    "str": {"type": "string"},
-    "str | None": {"type": "string"},
-    "Pair": {
-        "anyOf": [_ANY_INTEGER, {"type": "array", "items": _ANY_INTEGER, "minItems": 2, "maxItems": 2}],
-        "description": "one number for both axes, or [height, width]",
-    },
-    "Sides": {
-        "anyOf": [
-            {"const": "same"},
-            {"type": "integer", "minimum": 0},
-            {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 4, "maxItems": 4},
-        ],
-        "description": 'one number for every side, [top, left, bottom, right], or "same"',
-    },
-    "tuple[float, ...]": {"type": "array", "items": {"type": "number"}, "minItems": 1},
-    "tuple[int, int] | None": {
-        "anyOf": [{"type": "null"}, {"type": "array", "items": _ANY_INTEGER, "minItems": 2, "maxItems": 2}]
-    },
-}
-_TEXTS = {"type": "array", "items": {"type": "string"}}
-
-
-def schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of a spec file, TOML and JSON alike."""
-    layers = [{"$ref": f"#/$defs/{name}"} for name in LAYERS]
-    definitions = {
-        **{name: _object_of(kind, name) for name, kind in LAYERS.items()},
-        **{name: _object_of(kind, name) for name, kind in OPTIMIZERS.items()},
-        "recipe": _object_of(Recipe, ""),
-        "use": {
-            "type": "object",
-            "description": "the layers of a block, so many times, with values for its $parameters",
-            "properties": {"block": {"type": "string"}, "times": _ANY_INTEGER, "with": {"type": "object"}},
-            "required": ["block"],
-            "additionalProperties": False,
-        },
-    }
-    definitions["recipe"]["properties"]["optimizer"] = {
-        "anyOf": [{"$ref": f"#/$defs/{name}"} for name in OPTIMIZERS]
-    }
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "A CNN zoo spec",
-        "type": "object",
-        "properties": {
-            "spec_version": {"const": SPEC_VERSION},
-            "name": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"},
-            "arguments": {"type": "object", "additionalProperties": {"type": "integer"}},
-            "document": {"type": "string"},
-            "input_shape": {"type": "array", "items": _ANY_INTEGER, "minItems": 3, "maxItems": 3},
-            "labels": _TEXTS,
-            "layers": {
-                "type": "array",
-                "items": {"anyOf": [*layers, {"$ref": "#/$defs/use"}]},
-                "minItems": 1,
-                "maxItems": MOST_LAYERS,
-            },
-            "blocks": {
-                "type": "object",
-                "additionalProperties": {"type": "array", "items": {"type": "object"}, "minItems": 1},
-                "description": 'layers by name; a value "$filters" is what a use gives as filters',
-            },
-            "recipe": {"$ref": "#/$defs/recipe"},
-            "notes": _TEXTS,
-        },
-        "required": ["name", "input_shape", "layers", "recipe"],
-        "additionalProperties": False,
-        "$defs": definitions,
-    }
-
-
-def _object_of(kind: type, name: str) -> dict[str, Any]:
-    """The schema of a dataclass: its fields, those without a default required."""
-    properties: dict[str, Any] = {"type": {"const": name}} if name else {}
-    required = ["type"] if name else []
-    for field in _fields(kind):
-        properties[field.name] = _KINDS.get(str(field.type), {})
-        if field.default is dataclasses.MISSING and field.name not in _optional(kind):
-            required.append(field.name)
-    return {
-        "type": "object",
-        "description": " ".join((kind.__doc__ or "").split("\n\n")[0].split()),
-        "properties": properties,
-        "required": required,
-        "additionalProperties": False,
-    }
-
-
-def _fields(kind: type) -> Iterator[dataclasses.Field[Any]]:
-    yield from dataclasses.fields(kind)
-
-
-def _optional(kind: type) -> set[str]:
-    """Fields that the class itself fills in when it is made: the stride of a pool."""
-    import inspect
-
-    make: Callable[..., Any] = kind
-    parameters = inspect.signature(make).parameters.values()
-    return {p.name for p in parameters if p.default is not inspect.Parameter.empty}

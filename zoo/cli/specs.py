@@ -118,12 +118,12 @@ def init(model: str, name: str | None, language: str | None, out: Path | None) -
         next_commands(["zoo", "spec", "validate", str(out)], ["zoo", "build", str(out), "--data", "digits"])
 
 
-@spec.command(epilog="\b\nExamples:\n  zoo spec schema > spec.schema.json")
-def schema() -> None:
+@spec.command("schema", epilog="\b\nExamples:\n  zoo spec schema > spec.schema.json")
+def schema_() -> None:
     """Print the JSON Schema of spec files, for editors that complete and check them."""
-    from zoo import specfile
+    from zoo import schema
 
-    print_json(specfile.schema())
+    print_json(schema.schema())
 
 
 def _language(path: Path | None) -> str:
