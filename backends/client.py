@@ -234,11 +234,15 @@ class RemoteNetwork:
         tensors = self.worker.ask("activations", {"images": images})[1]
         return {node.path: tensors[node.path] for node in self.model.walk()}
 
-    def alone(self, path: str, x: np.ndarray) -> np.ndarray:
-        """The output of one layer for its input x (N, C, H, W) or (N, features), built by itself.
+    def alone(self, path: str, *inputs: np.ndarray) -> np.ndarray | None:
+        """The output of one layer for its input (N, C, H, W) or (N, features), built by itself.
 
-        Raises InvalidInput if this network's layer takes inputs of another shape.
+        None for a join, which no model consists of. Raises InvalidInput if this network's layer takes
+        inputs of another shape.
         """
+        if len(inputs) > 1:
+            return None
+        (x,) = inputs
         model, weights = isolate(self.model, self.initial, path)
         if x[0].size != prod(model.input_shape):
             raise InvalidInput(f"{path} takes {model.input_shape}, not {x.shape[1:]}", self.worker.backend)

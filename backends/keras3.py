@@ -37,6 +37,7 @@ from zoo.layers import (
     AdaptiveAvgPool2d,
     AvgPool2d,
     BatchNorm,
+    Concat,
     Conv2d,
     Dense,
     Dropout,
@@ -51,6 +52,8 @@ from zoo.layers import (
     Normalize,
     ReLU,
     ReLU6,
+    Residual,
+    Scale,
     Sigmoid,
     SiLU,
     Softmax,
@@ -58,7 +61,7 @@ from zoo.layers import (
     Tanh,
 )
 from zoo.machine import version
-from zoo.model import Model, Node
+from zoo.model import IMAGE, Model, Node
 from zoo.network import OnStep
 from zoo.randomness import dropout_mask, raw_bits
 from zoo.recipe import SGD, Adam, Optimizer, Recipe, RMSprop
@@ -120,7 +123,10 @@ TO_NCHW = (3, 1, 2)
 
 @singledispatch
 def lower(layer: Layer, x: Any, path: str, dtype: str) -> Any:
-    """The symbolic output of one layer for the symbolic input x (N, H, W, C) or (N, features)."""
+    """The symbolic output of one layer for the symbolic input x (N, H, W, C) or (N, features).
+
+    x: of a join, the tuple of all that it joins.
+    """
     raise UnsupportedLayer(f"the backend 'keras' has no rule for {type(layer).__name__}")
 
 
@@ -493,6 +499,21 @@ def softmax(layer: Softmax, x: Any, path: str, dtype: str) -> Any:
     return keras.layers.Softmax(axis=-1, name=path, dtype=dtype)(x)
 
 
+@lower.register
+def residual(layer: Residual, x: tuple[Any, Any], path: str, dtype: str) -> Any:
+    return keras.layers.Add(name=path, dtype=dtype)(list(x))
+
+
+@lower.register
+def concat(layer: Concat, x: tuple[Any, ...], path: str, dtype: str) -> Any:
+    return keras.layers.Concatenate(axis=-1, name=path, dtype=dtype)(list(x))
+
+
+@lower.register
+def scale(layer: Scale, x: tuple[Any, Any], path: str, dtype: str) -> Any:
+    return keras.layers.Multiply(name=path, dtype=dtype)(list(x))
+
+
 class _Rule(keras.optimizers.Optimizer):  # type: ignore[misc]
     """A Keras optimiser that applies one written formula of zoo.recipe.
 
@@ -664,10 +685,10 @@ class KerasNetwork:
         with _precision(dtype):
             image = keras.Input(model.input_shape, name="image", dtype=dtype)
             x = keras.layers.Permute(TO_NHWC, name="image.nhwc", dtype=dtype)(image)
-            self._outputs = {}
+            tensors = {IMAGE: x}
             for node in model.walk():
-                x = lower(node.layer, x, node.path, dtype)
-                self._outputs[node.path] = x
+                x = tensors[node.path] = lower(node.layer, node.take(tensors), node.path, dtype)
+            self._outputs = {path: tensor for path, tensor in tensors.items() if path != IMAGE}
             if len(model.output_shape) == 3:
                 x = keras.layers.Permute(TO_NCHW, name="features.nchw", dtype=dtype)(x)
             self.network = keras.Model(image, x, name=model.name)

@@ -1,7 +1,8 @@
 """The judge: every layer in NumPy float64, inference only, written to be read.
 
 Each rule is the layer's definition and nothing else: no speed-up that a reader would have to
-believe. x is (N, C, H, W) or (N, features); w holds the layer's own weights.
+believe. x is (N, C, H, W) or (N, features), of a join the tuple of all that it joins; w holds the
+layer's own weights.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from zoo.layers import (
     AdaptiveAvgPool2d,
     AvgPool2d,
     BatchNorm,
+    Concat,
     Conv2d,
     Dense,
     Dropout,
@@ -38,13 +40,15 @@ from zoo.layers import (
     Normalize,
     ReLU,
     ReLU6,
+    Residual,
+    Scale,
     Sigmoid,
     SiLU,
     Softmax,
     SpatialDropout,
     Tanh,
 )
-from zoo.model import Model
+from zoo.model import IMAGE, Model
 from zoo.network import OnStep
 from zoo.recipe import Recipe
 from zoo.weights import check
@@ -54,7 +58,7 @@ CHUNK_BYTES = 64 * 2**20  # of unfolded windows at a time
 
 
 @singledispatch
-def apply(layer: Layer, x: Array, w: Mapping[str, Array]) -> Array:
+def apply(layer: Layer, x: Any, w: Mapping[str, Array]) -> Array:
     """The output of one layer for the input x."""
     raise UnsupportedLayer(f"the backend 'reference' has no rule for {type(layer).__name__}")
 
@@ -206,6 +210,23 @@ def softmax(layer: Softmax, x: Array, w: Mapping[str, Array]) -> Array:
     return e / e.sum(axis=1, keepdims=True)
 
 
+@apply.register
+def residual(layer: Residual, x: tuple[Array, Array], w: Mapping[str, Array]) -> Array:
+    body, shortcut = x
+    return body + shortcut
+
+
+@apply.register
+def concat(layer: Concat, x: tuple[Array, ...], w: Mapping[str, Array]) -> Array:
+    return np.concatenate(x, axis=1)
+
+
+@apply.register
+def scale(layer: Scale, x: tuple[Array, Array], w: Mapping[str, Array]) -> Array:
+    image, factor = x
+    return image * factor
+
+
 _erfc = np.frompyfunc(math.erfc, 1, 1)
 
 
@@ -244,10 +265,10 @@ class ReferenceNetwork:
 
     def run(self, images: Array) -> Iterator[tuple[str, Array]]:
         """(path, output) of every layer in order, for all images at once."""
-        x = images.astype(np.float64)
+        tensors = {IMAGE: images.astype(np.float64)}
         for node, weights in self.nodes:
-            x = apply(node.layer, x, weights)
-            yield node.path, x
+            tensors[node.path] = apply(node.layer, node.take(tensors), weights)
+            yield node.path, tensors[node.path]
 
     def chunks(self, images: Array) -> Iterator[Array]:
         """The images in slices small enough that no layer unfolds more than CHUNK_BYTES."""

@@ -1,6 +1,6 @@
 """What the float64 reference gives for a model's test vectors: the part of its outputs that is kept.
 
-Where every layer looks at a window only, a corner of the output needs a corner of the image. So a
+In a chain of layers that look at a window each, a corner of the output needs a corner of the image. So a
 filter for a photograph gets its vectors as fast as one for a digit.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from backends.reference import ReferenceNetwork, apply
 from export import vectors
-from zoo.layers import AdaptiveAvgPool2d, Shape
+from zoo.layers import AdaptiveAvgPool2d, Join, Shape
 from zoo.model import Model
 from zoo.weights import digest
 
@@ -55,13 +55,14 @@ def _outputs(network: ReferenceNetwork, pixels: Array, shape: Shape) -> Iterator
 
 def _sizes(model: Model, shape: Shape) -> list[Shape]:
     """How much of the image, and of each layer's output, the corner `shape` of the output needs:
-    (height, width) of each. Empty if the whole output is kept, or a layer looks at every position."""
+    (height, width) of each. Empty if the whole output is kept, a layer looks at every position, or there
+    are branches."""
     if shape == model.output_shape or len(shape) < 3:
         return []
     sizes = [shape[1:]]
     for node in reversed(model.walk()):
         window = node.layer.window(node.input_shape)
-        if window is None or isinstance(node.layer, AdaptiveAvgPool2d):  # whose cells know the size
+        if window is None or isinstance(node.layer, (AdaptiveAvgPool2d, Join)):  # its cells know the size
             return []
         needed = [(n - 1) * stride + kernel for n, kernel, stride in zip(sizes[0], *window, strict=True)]
         sizes.insert(0, tuple(map(min, needed, node.input_shape[1:])))

@@ -28,6 +28,7 @@ from zoo.layers import (
     AdaptiveAvgPool2d,
     AvgPool2d,
     BatchNorm,
+    Concat,
     Conv2d,
     Dense,
     Dropout,
@@ -42,13 +43,15 @@ from zoo.layers import (
     Normalize,
     ReLU,
     ReLU6,
+    Residual,
+    Scale,
     Sigmoid,
     SiLU,
     Softmax,
     SpatialDropout,
     Tanh,
 )
-from zoo.model import Model, Node
+from zoo.model import IMAGE, Model, Node
 from zoo.weights import Weights, check, digest
 
 OPSET = 18  # 18 to 20 run on every current runtime; 18 is also what both native exporters write
@@ -58,10 +61,11 @@ BATCH = "batch"
 
 
 @singledispatch
-def emit(layer: Layer, node: Node, x: str, y: str) -> tuple[list[NodeProto], Weights]:
+def emit(layer: Layer, node: Node, x: Any, y: str) -> tuple[list[NodeProto], Weights]:
     """The nodes of one layer from tensor x to tensor y, and the constants it adds by name.
 
-    The layer's own weights are already there as "<path>.<weight>".
+    x: of a join, the tuple of all that it joins. The layer's own weights are already there as
+    "<path>.<weight>".
     """
     raise UnsupportedLayer(f"the ONNX exporter has no rule for {type(layer).__name__}")
 
@@ -238,6 +242,21 @@ def softmax(layer: Softmax, node: Node, x: str, y: str) -> tuple[list[NodeProto]
     return [helper.make_node("Softmax", [x], [y], node.path, axis=1)], {}
 
 
+@emit.register
+def residual(layer: Residual, node: Node, x: tuple[str, str], y: str) -> tuple[list[NodeProto], Weights]:
+    return [helper.make_node("Add", x, [y], node.path)], {}
+
+
+@emit.register
+def concat(layer: Concat, node: Node, x: tuple[str, ...], y: str) -> tuple[list[NodeProto], Weights]:
+    return [helper.make_node("Concat", x, [y], node.path, axis=1)], {}
+
+
+@emit.register
+def scale(layer: Scale, node: Node, x: tuple[str, str], y: str) -> tuple[list[NodeProto], Weights]:
+    return [helper.make_node("Mul", x, [y], node.path)], {}
+
+
 class _Chain:
     """The nodes of one layer that takes several, named after it, and the constants in between."""
 
@@ -341,15 +360,14 @@ def _to_onnx(model: Model, weights: Mapping[str, np.ndarray], every_layer: bool)
     initializers = check(model, weights)
     nodes: list[NodeProto] = []
     outputs = []
-    x = INPUT
+    tensors = {IMAGE: INPUT}
     for node in model.walk():
-        y = tensor_name(model, node.path)
-        added, constants = emit(node.layer, node, x, y)
+        y = tensors[node.path] = tensor_name(model, node.path)
+        added, constants = emit(node.layer, node, node.take(tensors), y)
         nodes += added
         initializers |= constants
         if every_layer or y == model.output:
             outputs.append(helper.make_tensor_value_info(y, TensorProto.FLOAT, [BATCH, *node.output_shape]))
-        x = y
     image = helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, [BATCH, *model.input_shape])
     graph = helper.make_graph(
         nodes,

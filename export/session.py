@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnxruntime
@@ -40,21 +40,26 @@ class Session:
         self.input = self.session.get_inputs()[0].name
         self.outputs = [output.name for output in self.session.get_outputs()]
 
-    def run(self, images: np.ndarray, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    def run(
+        self, images: np.ndarray | Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
         """The named outputs (all, unless told) for images float32 (N, C, H, W) in [0, 1].
 
-        Raises CheckFailed if onnxruntime cannot run the model on them.
+        images: where a graph has several inputs, arrays of as many rows by their names. Raises CheckFailed
+        if onnxruntime cannot run the model on them.
         """
         names = list(outputs or self.outputs)
+        inputs = images if isinstance(images, Mapping) else {self.input: images}
+        count = len(next(iter(inputs.values())))
         try:
             parts = [
-                self.session.run(names, {self.input: images[start : start + CHUNK]})
-                for start in range(0, len(images), CHUNK)
+                self.session.run(names, {name: x[start : start + CHUNK] for name, x in inputs.items()})
+                for start in range(0, count, CHUNK)
             ]
             return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
         except Exception as error:  # as above; or an output without a batch
             raise CheckFailed(f"onnxruntime stopped: {str(error).splitlines()[0]}") from None
 
-    def predict(self, images: np.ndarray) -> np.ndarray:
+    def predict(self, images: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
         """The first output, (N, classes)."""
         return self.run(images, self.outputs[:1])[self.outputs[0]]

@@ -25,6 +25,7 @@ from zoo.layers import (
     AdaptiveAvgPool2d,
     AvgPool2d,
     BatchNorm,
+    Concat,
     Conv2d,
     Dense,
     Dropout,
@@ -39,12 +40,15 @@ from zoo.layers import (
     Normalize,
     ReLU,
     ReLU6,
+    Residual,
+    Scale,
     Shape,
     Sigmoid,
     SiLU,
     Softmax,
     SpatialDropout,
     Tanh,
+    through,
 )
 from zoo.model import Model, iter_weights
 from zoo.randomness import raw_bits, uniform
@@ -54,6 +58,7 @@ from zoo.weights import Weights, init_weights
 T = TypeVar("T")
 
 MOST_LAYERS = 6  # before a closing Flatten and a Softmax
+MOST_IN_BRANCH = 2
 LARGEST_SIDE = 14  # of the input
 SCALES = (1.0, 0.3, 0.01, 3.0, 30.0)
 LARGE_BIAS = 100.0
@@ -289,6 +294,58 @@ def _dense(choose: Chooser, shape: Shape) -> Layer:
     return Dense(choose.integer(1, 12), bias=choose.choice((False, True, True)))
 
 
+def _residual(choose: Chooser, shape: Shape) -> Layer:
+    """A body that keeps the shape; or any, with a shortcut that is brought to its shape."""
+    if choose.choice((True, False)):
+        return Residual(tuple(_keeping(choose, shape) for _ in range(choose.integer(1, MOST_IN_BRANCH))))
+    body = _branch(choose, shape, least=1)
+    return Residual(body, _towards(choose, shape, through(body, shape)))
+
+
+def _concat(choose: Chooser, shape: Shape) -> Layer:
+    first = _branch(choose, shape)
+    goal = through(first, shape)
+    others = []
+    for _ in range(choose.integer(1, 2)):
+        channels = (choose.integer(1, 4), *goal[1:])
+        others.append(_towards(choose, shape, channels))
+    return Concat((first, *others))
+
+
+def _scale(choose: Chooser, shape: Shape) -> Layer:
+    if len(shape) == 1 or choose.choice((False, True)):
+        return Scale(tuple(_keeping(choose, shape) for _ in range(choose.integer(1, MOST_IN_BRANCH))))
+    hidden = Conv2d(choose.integer(1, 4), 1)
+    return Scale((GlobalAvgPool2d(), hidden, _activation(choose, shape), Conv2d(shape[0], 1), Sigmoid()))
+
+
+def _keeping(choose: Chooser, shape: Shape) -> Layer:
+    """A layer that gives the shape that it takes."""
+    if choose.choice((False, True)):
+        return _activation(choose, shape)
+    if len(shape) == 1:
+        return Dense(shape[0], bias=choose.choice((False, True)))
+    layer = Conv2d(shape[0], choose.choice((1, 2, 3)), bias=choose.choice((False, True)))
+    return replace(layer, padding=layer.same(shape))
+
+
+def _towards(choose: Chooser, shape: Shape, goal: Shape) -> tuple[Layer, ...]:
+    """Layers from one shape to another of as many axes, or from an image to a vector."""
+    if len(goal) == 1:
+        return (*((Flatten(),) if len(shape) == 3 else ()), Dense(goal[0]))
+    sized: tuple[Layer, ...] = () if shape[1:] == goal[1:] else (AdaptiveAvgPool2d((goal[1], goal[2])),)
+    return (*sized, Conv2d(goal[0], 1, bias=choose.choice((False, True))))
+
+
+def _branch(choose: Chooser, shape: Shape, least: int = 0) -> tuple[Layer, ...]:
+    layers = list[Layer]()
+    for _ in range(choose.integer(least, MOST_IN_BRANCH)):
+        rules = [rule for rule in (_IMAGE if len(shape) == 3 else _VECTOR) if rule is not None]
+        layers.append(choose.choice(rules)(choose, shape))
+        shape = layers[-1].output_shape(shape)
+    return tuple(layers)
+
+
 def _side(choose: Chooser, most: int, room: int) -> int:
     return choose.integer(1, min(most, room))
 
@@ -320,6 +377,9 @@ _IMAGE: tuple[_Rule | None, ...] = (
     _batch_norm,
     _local_response_norm,
     _normalize,
+    _residual,
+    _concat,
+    _scale,
     _conv2d,
     _conv2d,
     _conv2d,
@@ -331,6 +391,9 @@ _VECTOR: tuple[_Rule | None, ...] = (
     _dropout,
     _activation,
     _batch_norm,
+    _residual,
+    _concat,
+    _scale,
     _dense,
     _dense,
     _dense,

@@ -18,6 +18,7 @@ from zoo.layers import (
     AdaptiveAvgPool2d,
     AvgPool2d,
     BatchNorm,
+    Concat,
     Conv2d,
     Dense,
     Dropout,
@@ -32,6 +33,8 @@ from zoo.layers import (
     Normalize,
     ReLU,
     ReLU6,
+    Residual,
+    Scale,
     Shape,
     Sigmoid,
     SiLU,
@@ -133,6 +136,51 @@ ROWS: list[Row] = [
     ("relu of a vector", (Flatten(), ReLU()), (2, 2, 3), (12,)),
     ("dropout of a vector", (Flatten(), Dropout(0.3), Dense(3)), (2, 2, 3), (12,)),
     ("softmax", (Flatten(), Softmax()), (1, 2, 5), (10,)),
+    ("residual", (Residual((Conv2d(3, 3, padding=1), ReLU())), ReLU()), (3, 5, 4), (3, 5, 4)),
+    (
+        "residual with a shortcut",
+        (Residual((Conv2d(4, 3, 2, 1), BatchNorm(), ReLU(), Conv2d(4, 1)), (Conv2d(4, 1, 2),)),),
+        (2, 6, 7),
+        (4, 3, 4),
+    ),
+    (
+        "residual in a residual, dropout",
+        (Residual((ReLU(), Residual((Conv2d(2, 3, padding=1), Dropout(0.3))), Conv2d(2, 1))),),
+        (2, 4, 5),
+        (2, 4, 5),
+    ),
+    ("residual of a vector", (Flatten(), Residual((Dense(12), Tanh()))), (2, 2, 3), (12,)),
+    (
+        "concat",
+        (Concat(((Conv2d(2, 1),), (Conv2d(3, 3, padding=1), ReLU()), (MaxPool2d(3, 1, 1), Conv2d(1, 1)))),),
+        (3, 5, 4),
+        (6, 5, 4),
+    ),
+    (
+        "concat with the input",
+        (Concat(((), (BatchNorm(), ReLU(), Conv2d(2, 3, padding=1)))),),
+        (3, 4, 4),
+        (5, 4, 4),
+    ),
+    ("concat of vectors", (Flatten(), Concat(((Dense(3),), (), (Dense(2), Sigmoid())))), (1, 2, 3), (6,)),
+    (
+        "scale of channels",
+        (Scale((GlobalAvgPool2d(), Conv2d(2, 1), ReLU(), Conv2d(4, 1), HardSigmoid())),),
+        (4, 5, 3),
+        (4, 5, 3),
+    ),
+    ("scale of positions", (Scale((Conv2d(1, 3, padding=1), Sigmoid())), MaxPool2d(2)), (3, 6, 6), (3, 6, 6)),
+    ("scale of elements", (Scale((Conv2d(2, 1), Sigmoid())), Conv2d(1, 2)), (2, 3, 3), (2, 3, 3)),
+    ("scale of a vector", (Flatten(), Scale((Dense(6), Softmax()))), (1, 2, 3), (6,)),
+    (
+        "joins with names of their own",
+        (
+            Residual((Conv2d(2, 1, name="train"), ReLU()), name="half"),
+            Concat(((), (Conv2d(1, 2, padding=(0, 0, 1, 1), name="input"),)), name="forward"),
+        ),
+        (2, 4, 4),
+        (2, 4, 4),
+    ),
     ("layers with names of their own", (Conv2d(2, 2, name="edges"), ReLU(name="on")), (1, 4, 4), (2, 3, 3)),
     (
         "layers with names that frameworks use",
@@ -149,6 +197,11 @@ ROWS: list[Row] = [
 
 UNLABELLED: list[tuple[str, tuple[Layer, ...], Shape]] = [
     ("image without labels", (Conv2d(3, (3, 2), 2, (1, 0, 2, 1)), ReLU(), MaxPool2d(2, 1)), (2, 7, 8)),
+    (
+        "joined image without labels",
+        (Concat(((Conv2d(2, 3, 2),), (AvgPool2d(3, 2),))), Residual((ReLU(),))),
+        (2, 7, 8),
+    ),
     ("vector without labels", (Conv2d(2, 3), Flatten(), Dense(3)), (1, 4, 5)),
 ]
 
@@ -180,4 +233,6 @@ def rows() -> list[pytest.param]:  # type: ignore[valid-type]
 
 def missing() -> set[str]:
     """Layers of the language without a row."""
-    return set(LAYERS) - {type(layer).__name__ for _, layers, _, _ in ROWS for layer in layers}
+    return set(LAYERS) - {
+        type(node.layer).__name__ for _, layers, shape, _ in ROWS for node in model_of(layers, shape).walk()
+    }

@@ -219,7 +219,9 @@ def test_no_name_can_become_code(monkeypatch: pytest.MonkeyPatch) -> None:
         plain = Model("m", (1, 1, 2), (Flatten(), *(Dense(2) for _ in names)), RECIPE, ("0", "1"))
         hostile = Model('"""\nimport os', (1, 1, 2), (Flatten(), *layers), RECIPE, ("0", "1"))
         before, after = (_statements(code.program(model, language)) for model in (plain, hostile))
-        renaming = {ast.Assign: 2} if language == "torch" else {}  # from the file's names to attributes
+        renaming = (
+            {ast.Assign: 5, ast.For: 1} if language == "torch" else {}
+        )  # from the file's names to attributes
         assert after - before == Counter(renaming)
         assert after.total() - before.total() == sum(renaming.values())
 

@@ -21,14 +21,15 @@ from export.crosscheck import (
 )
 from zoo.errors import ZooError
 from zoo.layers import LAYERS
-from zoo.model import Model
+from zoo.model import IMAGE, Model
 
 
 @pytest.mark.parametrize("model", rows())
 def test_every_known_mistake_is_recognised(model: Model) -> None:
     network = ReferenceNetwork(model, zoo.init_weights(model, 1))
-    x = probes(model, 4).astype(np.float64)
+    tensors = {IMAGE: probes(model, 4).astype(np.float64)}
     for node, weights in network.nodes:
+        x = node.take(tensors)
         honest = apply(node.layer, x, weights)
         mistakes = [
             *diagnosis._mistakes(node.layer, x, weights, model, node),
@@ -44,7 +45,7 @@ def test_every_known_mistake_is_recognised(model: Model) -> None:
             said = diagnosis.explain(model, node, weights, x, wrong, None)
             named = said.removeprefix("looks like ").rpartition(": then it differs by")[0]
             assert named == sentence or _same(dict(mistakes)[named](), wrong), (node.path, sentence, said)
-        x = honest
+        tensors[node.path] = honest
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:

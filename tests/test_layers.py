@@ -67,11 +67,16 @@ def test_backend_agrees_with_the_reference(model: Model, dtype: str, backend: Ba
     got = network.activations(images)
     assert list(got) == list(expected)
     for path in expected:
-        assert got[path].dtype == dtype
-        scale = np.abs(expected[path]).max()
-        tolerance = 1e-12 * scale if dtype == "float64" else 1e-6 * scale  # 16 units of float32
-        np.testing.assert_allclose(got[path], expected[path], rtol=0, atol=tolerance, err_msg=path)
-    np.testing.assert_array_equal(network.predict(images), got[model.walk()[-1].path])
+        _assert_close(got[path], expected[path], dtype, path)
+    # Not bit for bit: TensorFlow fuses more where nobody asks for what is in between.
+    _assert_close(network.predict(images), expected[model.walk()[-1].path], dtype, "the output")
+
+
+def _assert_close(got: np.ndarray, expected: np.ndarray, dtype: str, what: str) -> None:
+    assert got.dtype == dtype
+    relative = 1e-12 if dtype == "float64" else 1e-6  # 16 units of float32
+    atol = relative * np.abs(expected).max()
+    np.testing.assert_allclose(got, expected, rtol=0, atol=atol, err_msg=what)
 
 
 @pytest.mark.parametrize("model", rows())

@@ -447,7 +447,9 @@ def test_history_shows_what_the_run_holds(tmp_path: Path) -> None:
     assert (loss.get_ylabel(), accuracy.get_ylabel()) == ("loss (logarithmic)", "accuracy")
     assert loss.get_xlabel() == "epoch"
     about = "".join(figure.texts[1].get_text().split())  # a long path wraps anywhere
-    assert about.endswith("torch: trained by torch on 1,500 images of digits, 3 epochs, seed 4".replace(" ", ""))
+    assert about.endswith(
+        "torch: trained by torch on 1,500 images of digits, 3 epochs, seed 4".replace(" ", "")
+    )
     check_legible(figure)
     named = draw("history", model.name, weights=None, runs=tmp_path)
     assert named.texts[0].get_text() == figure.texts[0].get_text()

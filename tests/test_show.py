@@ -193,7 +193,8 @@ def test_every_language_is_read() -> None:
 def test_a_picture_holds_every_layer_in_order(model: Model, language: str) -> None:
     labels, edges, colours = READERS[language](diagram.draw(model, language))
     assert labels == _expected(model)
-    assert edges == [(i, i + 1) for i in range(len(model.layers))]
+    numbers = {"": 0, **{node.path: number for number, node in enumerate(model.walk(), start=1)}}
+    assert edges == [(numbers[path], numbers[node.path]) for node in model.walk() for path in node.inputs]
     kinds = {number: node.layer.kind for number, node in enumerate(model.walk(), start=1)}
     assert colours == {n: diagram.COLOURS[kind] for n, kind in kinds.items() if kind in diagram.COLOURS}
 

@@ -55,6 +55,40 @@ optimizer = { type = "Adam", learning_rate = 1e-3 }
 batch_size = 64
 epochs = 3
 """
+BRANCHES = """\
+name = "branches"
+input_shape = [1, 8, 8]
+labels = ["a", "b"]
+layers = [
+    { block = "step", with = { filters = 4 } },
+    { type = "Concat", branches = [
+        [],
+        [{ type = "MaxPool2d", size = 3, stride = 1, padding = "same" }, { type = "Conv2d", filters = 2, kernel = 1 }],
+    ] },
+    { type = "Scale", name = "attention", branch = [
+        { type = "GlobalAvgPool2d" },
+        { type = "Conv2d", filters = 6, kernel = 1 },
+        { type = "Sigmoid" },
+    ] },
+    { type = "Flatten" },
+    { type = "Dense", units = 2 },
+]
+
+[blocks]
+step = [
+    { type = "Residual", body = [
+        { block = "conv", with = { filters = "$filters" } },
+        { type = "ReLU" },
+        { block = "conv", with = { filters = "$filters" } },
+    ], shortcut = [{ type = "Conv2d", filters = "$filters", kernel = 1, bias = false }] },
+]
+conv = [{ type = "Conv2d", filters = "$filters", kernel = 3, padding = "same" }]
+
+[recipe]
+optimizer = { type = "SGD", learning_rate = 0.1 }
+batch_size = 4
+epochs = 1
+"""
 TABLES = """\
 name = "tables"
 input_shape = [1, 6, 6]
@@ -202,6 +236,131 @@ def test_an_error_names_field_and_line(name: str, old: str, new: str, message: s
         assert 1 <= at <= as_json(text).count("\n") + 1
 
 
+def test_branches_of_a_file() -> None:
+    model = parse(BRANCHES)
+    assert parse(as_json(BRANCHES), "json") == model
+    assert {node.path: node.inputs for node in model.walk()} == {
+        "residual1.body.conv1": ("",),
+        "residual1.body.relu1": ("residual1.body.conv1",),
+        "residual1.body.conv2": ("residual1.body.relu1",),
+        "residual1.shortcut.conv1": ("",),
+        "residual1": ("residual1.body.conv2", "residual1.shortcut.conv1"),
+        "concat1.branch2.pool1": ("residual1",),
+        "concat1.branch2.conv1": ("concat1.branch2.pool1",),
+        "concat1": ("residual1", "concat1.branch2.conv1"),
+        "attention.branch.pool1": ("concat1",),
+        "attention.branch.conv1": ("attention.branch.pool1",),
+        "attention.branch.sigmoid1": ("attention.branch.conv1",),
+        "attention": ("concat1", "attention.branch.sigmoid1"),
+        "flatten1": ("attention",),
+        "dense1": ("flatten1",),
+    }
+    shapes = {node.path: node.output_shape for node in model.walk()}
+    assert (shapes["residual1"], shapes["concat1"], shapes["attention"]) == ((4, 8, 8), (6, 8, 8), (6, 8, 8))
+    assert parse(specfile.write(model, "toml")) == model
+
+
+IN_BRANCHES: list[tuple[str, str, str, str, int]] = [  # name, text, replaced by, message, line
+    ("unknown field", "kernel = 1 }],", "kernal = 1 }],", "unknown field 'kernal'.*did you mean", 8),
+    ("unknown layer", '"Sigmoid"', '"Sigmoyd"', "unknown layer 'Sigmoyd'.*did you mean 'Sigmoid'", 13),
+    ("a layer for a list", "branch = [\n", "branch = 3, branche = [\n", "unknown field 'branche'", 10),
+    (
+        "no list",
+        'shortcut = [{ type = "Conv2d", filters = "$filters", kernel = 1, bias = false }]',
+        "shortcut = 3",
+        "'3' is no list of layers",
+        25,
+    ),
+    ("no layers", "branches = [\n        [],", "branches = [\n        3,", "no list of layers", 6),
+    ("one branch", "        [],\n", "", "at least two branches", 6),
+    ("two inputs", "        [],\n", "        [],\n        [],\n", "two branches are empty", 6),
+    ("shapes of a residual", "kernel = 1, bias", "kernel = 2, bias", "the body gives.*the shortcut", 21),
+    (
+        "shapes of a concat",
+        ', padding = "same" }, {',
+        " }, {",
+        r"the branches give \(4, 8, 8\), \(2, 6, 6\)",
+        6,
+    ),
+    ("shape of a scale", "filters = 6", "filters = 5", r"the branch gives \(5, 1, 1\)", 10),
+    ("kernel in a branch", "filters = 6, kernel = 1", "filters = 6, kernel = 2", "does not fit", 12),
+    (
+        "unknown block",
+        'block = "conv", with = { filters = "$filters" } },\n        { type',
+        'block = "con" },\n        { type',
+        "did you mean 'conv'",
+        22,
+    ),
+    (
+        "a block in its branch",
+        'conv = [{ type = "Conv2d", filters = "$filters", kernel = 3, padding = "same" }]',
+        'conv = [{ type = "Residual", body = [{ block = "conv", with = { filters = "$filters" } }] }]',
+        "part of itself",
+        27,
+    ),
+    ("a name with a dot", '"attention"', '"at.tention"', "holds a dot", 10),
+    ("a reserved name", '"attention"', '"logits"', "is reserved", 10),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message", "line"), IN_BRANCHES, ids=[c[0] for c in IN_BRANCHES]
+)
+def test_an_error_in_a_branch_names_its_line(name: str, old: str, new: str, message: str, line: int) -> None:
+    assert old in BRANCHES
+    text = BRANCHES.replace(old, new, 1)
+    with pytest.raises(InvalidSpec, match=message) as caught:
+        parse(text)
+    assert caught.value.where.startswith("net.toml.")
+    assert caught.value.where.endswith(f", line {line}"), caught.value.where
+    with pytest.raises(InvalidSpec, match=message) as in_json:
+        parse(as_json(text), "json")
+    assert ", line " in in_json.value.where
+
+
+def test_branches_too_deep_or_too_many() -> None:
+    """Nested by hand, by blocks that hold each other twice, and deeper than Python goes."""
+    layer: dict[str, Any] = {"type": "ReLU"}
+    for _ in range(21):
+        layer = {"type": "Residual", "body": [layer]}
+    with pytest.raises(InvalidSpec, match="more than 20 deep"):
+        _model([layer], (1, 2, 2))
+    assert len(_model(layer["body"], (1, 2, 2)).walk()) == 21
+    chain = [
+        f'b{i} = [{{ type = "Residual", body = [{{ block = "b{i + 1}", times = 9 }}] }}]' for i in range(9)
+    ]
+    text = BRANCHES.replace("layers = [", 'layers = [\n    { block = "b0" },', 1)
+    with pytest.raises(InvalidSpec, match="more than 10,000 layers"):
+        parse(text.replace("[blocks]", "\n".join(["[blocks]", *chain, 'b9 = [{ type = "ReLU" }]'])))
+    deep = '{"type": "Residual", "body": [' * 5000 + "]}" * 5000
+    with pytest.raises(InvalidSpec, match="nested too deeply"):
+        parse(f'{{"name": "m", "input_shape": [1, 1, 1], "recipe": {{}}, "layers": [{deep}]}}', "json")
+
+
+def test_lines_of_tables_in_branches() -> None:
+    tables = """
+[[layers]]
+type = "Residual"
+[[layers.body]]
+type = "ReLU"
+[[layers.body]]
+type = "Conv2d"
+filters = 1
+kernel = 1
+[[layers]]
+type = "Residual"
+[[layers.body]]
+type = "Tanh"
+[[layers.shortcut]]
+type = "Tanhh"
+"""
+    text = TABLES.replace("\n[[layers]]", f"{tables}\n[[layers]]", 1)
+    assert len(parse(text.replace("Tanhh", "Tanh")).walk()) == 8
+    with pytest.raises(InvalidSpec, match="unknown layer 'Tanhh'") as caught:
+        parse(text)
+    assert caught.value.where == "net.toml.layers[1].shortcut[0], line 17"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line"), [("units = 2", "unit = 2", 10), ('"SGD"', '"SDG"', 16), ("0.1", "-1.0", 17)]
 )
@@ -262,7 +421,7 @@ def test_the_schema_takes_what_the_zoo_takes() -> None:
     jsonschema.Draft202012Validator.check_schema(schema.schema())
     for parameter in MODELS:
         validator.validate(json.loads(parameter.values[0].to_json()))
-    for text in (BLOCKS, TABLES):
+    for text in (BLOCKS, TABLES, BRANCHES):
         validator.validate(json.loads(as_json(text)))
     for old, new in (("units = 2", "unit = 2"), ('"Dense"', '"Denze"'), ("[1, 6, 6]", "[1, 6]")):
         assert not validator.is_valid(json.loads(as_json(TABLES.replace(old, new)))), new

@@ -1,9 +1,10 @@
 """A picture of a model as text: Mermaid for Markdown pages and notebooks, DOT for Graphviz.
 
-One box per layer, in order, with its path, type and output shape. Boxes of layers that hold weights
-are coloured by kind, in two colours that every kind of colour vision tells apart (Okabe and Ito,
-"Color Universal Design", 2008), under black text. Labels are quoted and escaped, so that a name
-can never become syntax; boxes are numbered, because names may hold what identifiers may not.
+One box per layer, with its path, type and output shape, and an arrow from each layer whose output it takes.
+Boxes of layers that hold weights are coloured by kind, in two colours that every kind of colour vision
+tells apart (Okabe and Ito, "Color Universal Design", 2008), under black text. Labels are quoted and
+escaped, so that a name can never become syntax; boxes are numbered, because names may hold what
+identifiers may not.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from zoo.errors import InvalidInput, nearest
-from zoo.model import Model
+from zoo.model import IMAGE, Model
 
 COLOURS = {"conv": "#56B4E9", "dense": "#E69F00"}  # sky blue, orange
 
@@ -20,6 +21,7 @@ COLOURS = {"conv": "#56B4E9", "dense": "#E69F00"}  # sky blue, orange
 class _Box(NamedTuple):
     kind: str
     lines: tuple[str, ...]
+    inputs: tuple[int, ...]  # the numbers of the boxes whose output it takes
 
 
 def mermaid(model: Model) -> str:
@@ -34,7 +36,7 @@ def mermaid(model: Model) -> str:
     for number, box in enumerate(boxes):
         style = f":::{box.kind}" if box.kind in COLOURS else ""
         lines.append(f'    n{number}["{"<br/>".join(map(quoted, box.lines))}"]{style}')
-    lines += [f"    n{number} --> n{number + 1}" for number in range(len(boxes) - 1)]
+    lines += [f"    n{before} --> n{number}" for number, box in enumerate(boxes) for before in box.inputs]
     lines += [
         f"    classDef {kind} fill:{colour},stroke:#000,color:#000"
         for kind, colour in COLOURS.items()
@@ -58,7 +60,7 @@ def dot(model: Model) -> str:
     for number, box in enumerate(boxes):
         style = f', fillcolor="{COLOURS[box.kind]}"' if box.kind in COLOURS else ""
         lines.append(f"    n{number} [label={quoted(*box.lines)}{style}]")
-    lines += [f"    n{number} -> n{number + 1}" for number in range(len(boxes) - 1)]
+    lines += [f"    n{before} -> n{number}" for number, box in enumerate(boxes) for before in box.inputs]
     return "\n".join([*lines, "}"]) + "\n"
 
 
@@ -73,8 +75,11 @@ def draw(model: Model, language: str) -> str:
 
 
 def _boxes(model: Model) -> list[_Box]:
-    boxes = [_Box("image", ("image", " x ".join(map(str, model.input_shape))))]
-    for node in model.walk():
+    boxes = [_Box("image", ("image", " x ".join(map(str, model.input_shape))), ())]
+    numbers = {IMAGE: 0}
+    for number, node in enumerate(model.walk(), start=1):
         shape = " x ".join(map(str, node.output_shape))
-        boxes.append(_Box(node.layer.kind, (node.path, type(node.layer).__name__, shape)))
+        inputs = tuple(numbers[path] for path in node.inputs)
+        boxes.append(_Box(node.layer.kind, (node.path, type(node.layer).__name__, shape), inputs))
+        numbers[node.path] = number
     return boxes

@@ -52,10 +52,11 @@ class InvalidInput(ZooError):
 class InvalidSpec(InvalidInput):
     """A layer, recipe or model that cannot exist: wrong type, wrong range, shapes that collapse.
 
-    layer: the index of the layer at which a model's shapes fail.
+    layer: where the layer stands at which a model's shapes fail: its index among the model's, or
+    (index, name of the branch, index there, ...).
     """
 
-    layer: int | None = None
+    layer: tuple[int | str, ...] = ()
 
 
 class UnsupportedLayer(InvalidInput):

@@ -11,12 +11,13 @@ Rules of this module:
 - Kernels and strides are (height, width); a single integer means both.
 
 To add a layer: one class here, its name in LAYERS, one rule in each lowering, one test row.
-Branching layers will hold tuples of layers as fields, so that models stay trees of plain data.
+Branching layers (Join) hold tuples of layers as fields, so that models stay trees of plain data.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, ClassVar, NamedTuple
@@ -649,6 +650,117 @@ class Softmax(Layer):
         return None
 
 
+Chain = tuple[Layer, ...]
+
+
+@dataclass(frozen=True, init=False)
+class Join(Layer):
+    """Abstract: branches, each a chain of layers, that all take the same input, joined to one output.
+
+    In `Model.walk()` the layers of the branches are nodes of their own; the join itself is the node behind
+    them. It takes their outputs in the order of `chains`, and the input itself for an empty branch.
+    """
+
+    def chains(self) -> dict[str, Chain]:
+        """The branches by the names that they have in paths."""
+        raise NotImplementedError
+
+    def joined(self, shapes: Sequence[Shape]) -> Shape:
+        """The shape that branches of these shapes give together; raises InvalidSpec if they cannot."""
+        raise NotImplementedError
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return self.joined([through(chain, input_shape) for chain in self.chains().values()])
+
+
+@dataclass(frozen=True, init=False)
+class Residual(Join):
+    """body(x) + shortcut(x), of the same shape (He et al., 2016). An empty shortcut is x itself."""
+
+    kind: ClassVar[str] = "residual"
+    body: Chain
+    shortcut: Chain = ()
+
+    def __init__(
+        self, body: Sequence[Layer], shortcut: Sequence[Layer] = (), *, name: str | None = None
+    ) -> None:
+        _set(self, "body", _chain(body, "Residual.body", least=1))
+        _set(self, "shortcut", _chain(shortcut, "Residual.shortcut"))
+        _set(self, "name", name)
+
+    def chains(self) -> dict[str, Chain]:
+        return {"body": self.body, "shortcut": self.shortcut}
+
+    def joined(self, shapes: Sequence[Shape]) -> Shape:
+        body, shortcut = shapes
+        if body != shortcut:
+            raise InvalidSpec(
+                f"the body gives {body}, the shortcut {shortcut}",
+                "Residual",
+                "a shortcut of a 1x1 convolution, with the body's stride, brings the input to that shape",
+            )
+        return body
+
+
+@dataclass(frozen=True, init=False)
+class Concat(Join):
+    """The branches' outputs one after another along the channels, or the features of vectors.
+
+    Rows and columns must be the same. One branch may be empty: it is x itself.
+    """
+
+    kind: ClassVar[str] = "concat"
+    branches: tuple[Chain, ...]
+
+    def __init__(self, branches: Sequence[Sequence[Layer]], *, name: str | None = None) -> None:
+        if not isinstance(branches, (tuple, list)) or len(branches) < 2:
+            raise InvalidSpec("at least two branches are needed", "Concat.branches")
+        _set(self, "branches", tuple(_chain(branch, "Concat.branches") for branch in branches))
+        if sum(not branch for branch in self.branches) > 1:
+            raise InvalidSpec(
+                "two branches are empty", "Concat.branches", "one of them gives the input already"
+            )
+        _set(self, "name", name)
+
+    def chains(self) -> dict[str, Chain]:
+        return {f"branch{number}": chain for number, chain in enumerate(self.branches, start=1)}
+
+    def joined(self, shapes: Sequence[Shape]) -> Shape:
+        if len({shape[1:] for shape in shapes}) > 1 or len({len(shape) for shape in shapes}) > 1:
+            raise InvalidSpec(
+                f"the branches give {', '.join(map(str, shapes))}", "Concat", "they differ too far"
+            )
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+@dataclass(frozen=True, init=False)
+class Scale(Join):
+    """x * branch(x): attention. The branch gives x's shape, or 1 for an axis along which it is the same.
+
+    With GlobalAvgPool2d and 1x1 convolutions as the branch it is channel attention (Hu et al., 2018).
+    """
+
+    kind: ClassVar[str] = "scale"
+    branch: Chain
+
+    def __init__(self, branch: Sequence[Layer], *, name: str | None = None) -> None:
+        _set(self, "branch", _chain(branch, "Scale.branch", least=1))
+        _set(self, "name", name)
+
+    def chains(self) -> dict[str, Chain]:
+        return {"input": (), "branch": self.branch}
+
+    def joined(self, shapes: Sequence[Shape]) -> Shape:
+        x, factor = shapes
+        if len(x) != len(factor) or any(n not in (1, m) for n, m in zip(factor, x, strict=True)):
+            raise InvalidSpec(
+                f"the branch gives {factor} for an input of {x}",
+                "Scale",
+                "it takes 1x1 convolutions behind a GlobalAvgPool2d, not dense layers",
+            )
+        return x
+
+
 LAYERS: dict[str, type[Layer]] = {
     layer.__name__: layer
     for layer in (
@@ -675,16 +787,39 @@ LAYERS: dict[str, type[Layer]] = {
         Flatten,
         Dense,
         Softmax,
+        Residual,
+        Concat,
+        Scale,
     )
 }
 
 
 def to_dict(layer: Layer) -> dict[str, Any]:
     """The layer as JSON data: its type and every field, defaults included."""
-    values = {f.name: getattr(layer, f.name) for f in dataclasses.fields(layer) if f.name != "name"}
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    values = {f.name: _plain(getattr(layer, f.name)) for f in dataclasses.fields(layer) if f.name != "name"}
     named = {} if layer.name is None else {"name": layer.name}
-    return {"type": type(layer).__name__, **named, **plain}
+    return {"type": type(layer).__name__, **named, **values}
+
+
+def through(layers: Sequence[Layer], shape: Shape) -> Shape:
+    """The shape that layers, one after another, make of an input's."""
+    for layer in layers:
+        shape = layer.output_shape(shape)
+    return shape
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Layer):
+        return to_dict(value)
+    return [_plain(part) for part in value] if isinstance(value, tuple) else value
+
+
+def _chain(layers: Sequence[Layer], where: str, least: int = 0) -> Chain:
+    if not isinstance(layers, (tuple, list)) or any(not isinstance(layer, Layer) for layer in layers):
+        raise InvalidSpec(f"{str(layers)[:60]!r} is no list of layers", where)
+    if len(layers) < least:
+        raise InvalidSpec("at least one layer is needed", where)
+    return tuple(layers)
 
 
 def _set(layer: Layer, name: str, value: object) -> None:

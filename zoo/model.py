@@ -10,35 +10,58 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from zoo import layers as layer_language
 from zoo import recipe as recipe_language
-from zoo.composition import expand
+from zoo.composition import Written, expand
 from zoo.errors import InvalidSpec, nearest
-from zoo.layers import LAYERS, Layer, Padded, Shape, Softmax
+from zoo.layers import LAYERS, Join, Layer, Padded, Shape, Softmax
 from zoo.recipe import OPTIMIZERS, Recipe
+
+T = TypeVar("T")
 
 SPEC_VERSION = 1
 LARGEST_SPEC = 1_000_000  # bytes
 MOST_LAYERS = 10_000
+MOST_DEPTH = 20  # of branches in branches
 MOST_PARAMETERS = 1_000_000_000
 MOST_ACTIVATIONS = 1_000_000_000
 RESERVED = ("image", "logits", "probabilities")  # the tensors at both ends of every graph
+IMAGE = ""  # what stands for the path of the model's input
 DIGITS = tuple("0123456789")
 
 
 class Node(NamedTuple):
-    """One layer in its place: its path (conv1, relu1, ...) and the shapes around it."""
+    """One layer in its place: its path (conv1, residual1.body.conv1, ...) and what is around it.
+
+    inputs: the paths of the nodes whose outputs it takes, IMAGE for the image itself; one, except for a
+    join (zoo.layers.Join), which takes the ends of its branches. input_shapes: theirs.
+    """
 
     path: str
     layer: Layer
-    input_shape: Shape
+    inputs: tuple[str, ...]
+    input_shapes: tuple[Shape, ...]
     output_shape: Shape
+
+    @property
+    def input_shape(self) -> Shape:
+        """The shape of its input, the first one of a join."""
+        return self.input_shapes[0]
+
+    def take(self, tensors: Mapping[str, T]) -> T | tuple[T, ...]:
+        """What the layer is applied to, of tensors (or whatever stands for them) by path.
+
+        One tensor, or for a join the tuple of them.
+        """
+        if isinstance(self.layer, Join):
+            return tuple(tensors[path] for path in self.inputs)
+        return tensors[self.inputs[0]]
 
     @property
     def parameters(self) -> int:
@@ -82,19 +105,8 @@ class Model:
 
     def __post_init__(self) -> None:
         check_name(self.name, "name")
-        for layer in self.layers:
-            if layer.name is not None:
-                check_name(layer.name, "layer name")
-                if "." in layer.name:  # it joins a path and a weight, and stands in names of our own
-                    raise InvalidSpec(
-                        f"{layer.name!r} holds a dot", "layer name", "use letters, digits, '-', '_'"
-                    )
-                if layer.name in (*RESERVED, self.output):
-                    raise InvalidSpec(f"{layer.name!r} is reserved", "layer name", "choose another name")
         if not self.layers:
             raise InvalidSpec("a model needs at least one layer", "layers")
-        if len(self.layers) > MOST_LAYERS:
-            raise InvalidSpec(f"{len(self.layers):,} layers, at most {MOST_LAYERS:,} are accepted", "layers")
         if len(self.input_shape) != 3 or any(type(n) is not int or n < 1 for n in self.input_shape):
             raise InvalidSpec(f"{self.input_shape!r} is not (channels, height, width)", "input_shape")
         given = self.output_shape  # walks the layers, whether or not anything has to match
@@ -106,41 +118,15 @@ class Model:
             )
 
     def walk(self) -> tuple[Node, ...]:
-        """Every layer in order, with its path, input shape and output shape."""
+        """Every layer, each behind all that it takes, with its path, inputs, input and output shapes.
+
+        The layers of a join's branches stand before it, one branch after another.
+        """
         return self._nodes
 
     @cached_property
     def _nodes(self) -> tuple[Node, ...]:
-        nodes: list[Node] = []
-        counts: dict[str, int] = {}
-        paths: set[str] = set()
-        shape, total = self.input_shape, 0
-        for layer in self.layers:
-            counts[layer.kind] = counts.get(layer.kind, 0) + 1
-            path = layer.name or f"{layer.kind}{counts[layer.kind]}"
-            try:
-                if path in paths:
-                    raise InvalidSpec(f"two layers are called {path!r}", "layers", "rename one of them")
-                output_shape = layer.output_shape(shape)
-            except InvalidSpec as error:
-                trace = _trace(self.input_shape, nodes)
-                hint = f"{error.hint}; " if error.hint else ""
-                told = InvalidSpec(error.what, f"{path}, {error.where}", f"{hint}shapes up to here: {trace}")
-                told.layer = len(nodes)
-                raise told from None
-            paths.add(path)
-            nodes.append(Node(path, layer, shape, output_shape))
-            total += nodes[-1].parameters
-            if total > MOST_PARAMETERS or prod(output_shape) > MOST_ACTIVATIONS:
-                bomb = InvalidSpec(
-                    f"{total:,} parameters and {prod(output_shape):,} activations, "
-                    f"at most {MOST_PARAMETERS:,} of each are accepted",
-                    path,
-                )
-                bomb.layer = len(nodes) - 1
-                raise bomb
-            shape = output_shape
-        return tuple(nodes)
+        return tuple(_Walk(self.input_shape, (*RESERVED, self.output)).nodes_of(self.layers))
 
     @property
     def parameters(self) -> int:
@@ -189,6 +175,91 @@ class Model:
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
 
 
+class _Walk:
+    """Names, joins and checks the layers of a model, one after another: see `Model.walk`."""
+
+    def __init__(self, input_shape: Shape, reserved: Sequence[str]) -> None:
+        self._input_shape = input_shape
+        self._reserved = reserved
+        self._nodes: list[Node] = []
+        self._parameters = 0
+
+    def nodes_of(self, layers: Sequence[Layer]) -> list[Node]:
+        self._chain(layers, IMAGE, self._input_shape, "", ())
+        return self._nodes
+
+    def _chain(
+        self, layers: Sequence[Layer], source: str, shape: Shape, scope: str, place: tuple[int | str, ...]
+    ) -> tuple[str, Shape]:
+        """Add layers that follow the node `source`; the last one's path and output shape.
+
+        scope: what the paths begin with, "residual1.body." in a branch. place: see InvalidSpec.layer.
+        """
+        counts: dict[str, int] = {}
+        paths: set[str] = set()
+        for index, layer in enumerate(layers):
+            counts[layer.kind] = counts.get(layer.kind, 0) + 1
+            name = layer.name or f"{layer.kind}{counts[layer.kind]}"
+            path, here = scope + name, (*place, index)
+            try:
+                self._check(layer, len(here))
+                if name in paths:
+                    raise InvalidSpec(f"two layers are called {path!r}", "layers", "rename one of them")
+            except InvalidSpec as error:
+                error.layer = here
+                raise
+            paths.add(name)
+            ends = [(source, shape)]
+            if isinstance(layer, Join):
+                ends = [
+                    self._chain(chain, source, shape, f"{path}.{branch}.", (*here, branch))
+                    for branch, chain in layer.chains().items()
+                ]
+            shape = self._add(path, layer, ends, here)
+            source = path
+        return source, shape
+
+    def _check(self, layer: Layer, depth: int) -> None:
+        if len(self._nodes) >= MOST_LAYERS:
+            raise InvalidSpec(f"more than {MOST_LAYERS:,} layers", "layers")
+        if depth > 2 * MOST_DEPTH + 1:
+            raise InvalidSpec(f"branches in branches, more than {MOST_DEPTH} deep", "layers")
+        if layer.name is not None:
+            check_name(layer.name, "layer name")
+            if "." in layer.name:  # it joins the parts of a path, and a path and a weight
+                raise InvalidSpec(
+                    f"{layer.name!r} holds a dot", "layer name", "use letters, digits, '-', '_'"
+                )
+            if layer.name in self._reserved:
+                raise InvalidSpec(f"{layer.name!r} is reserved", "layer name", "choose another name")
+
+    def _add(
+        self, path: str, layer: Layer, ends: list[tuple[str, Shape]], place: tuple[int | str, ...]
+    ) -> Shape:
+        """Add one layer behind the ends of its inputs; its output shape."""
+        inputs, shapes = zip(*ends, strict=True)
+        try:
+            output_shape = layer.joined(shapes) if isinstance(layer, Join) else layer.output_shape(shapes[0])
+        except InvalidSpec as error:
+            trace = _trace(self._input_shape, self._nodes)
+            hint = f"{error.hint}; " if error.hint else ""
+            told = InvalidSpec(error.what, f"{path}, {error.where}", f"{hint}shapes up to here: {trace}")
+            told.layer = place
+            raise told from None
+        node = Node(path, layer, inputs, shapes, output_shape)
+        self._nodes.append(node)
+        self._parameters += node.parameters
+        if self._parameters > MOST_PARAMETERS or prod(output_shape) > MOST_ACTIVATIONS:
+            bomb = InvalidSpec(
+                f"{self._parameters:,} parameters and {prod(output_shape):,} activations, "
+                f"at most {MOST_PARAMETERS:,} of each are accepted",
+                path,
+            )
+            bomb.layer = place
+            raise bomb
+        return output_shape
+
+
 def from_dict(data: Any, where: str = "spec") -> Model:
     """The model of JSON data as `Model.to_dict` gives it; raises InvalidSpec naming the field."""
     data = _object(data, where)
@@ -206,17 +277,10 @@ def from_dict(data: Any, where: str = "spec") -> Model:
     if len(written) > MOST_LAYERS:
         raise InvalidSpec(f"{len(written):,} layers, at most {MOST_LAYERS:,} are accepted", where)
     blocks = _object(data.get("blocks", {}), f"{where}.blocks")
-    places, layers = [], list[Layer]()
     input_shape = tuple(_list(data["input_shape"], f"{where}.input_shape"))
     shape: Shape | None = input_shape if all(type(n) is int for n in input_shape) else None
-    for place, item in expand(written, blocks, where, MOST_LAYERS):
-        layer = _layer(item, f"{where}{place}", shape)
-        places.append(f"{where}{place}")
-        layers.append(layer)
-        try:
-            shape = None if shape is None else layer.output_shape(shape)
-        except InvalidSpec:  # the model below says it with all the shapes before
-            shape = None
+    expanded = expand(written, blocks, where, MOST_LAYERS)
+    layers = _chain(expanded, where, shape)
     arguments = _object(data.get("arguments", {}), f"{where}.arguments")
     for key, value in arguments.items():
         if not key.isidentifier() or key == "name":
@@ -227,7 +291,7 @@ def from_dict(data: Any, where: str = "spec") -> Model:
         Model,
         name=_text(data["name"], f"{where}.name"),
         input_shape=input_shape,
-        layers=tuple(layers),
+        layers=layers,
         recipe=_recipe(data["recipe"], f"{where}.recipe"),
         labels=_texts(data.get("labels", list(DIGITS)), f"{where}.labels"),
         document=_text(data.get("document", ""), f"{where}.document"),
@@ -237,10 +301,10 @@ def from_dict(data: Any, where: str = "spec") -> Model:
     try:
         return whole()
     except InvalidSpec as error:
-        index = error.layer
-        if index is None:
+        if not error.layer:
             raise
-        raise InvalidSpec(error.what, f"{places[index]}: {error.where}", error.hint) from None
+        place = _place(expanded, layers, error.layer)
+        raise InvalidSpec(error.what, f"{where}{place}: {error.where}", error.hint) from None
 
 
 def check_name(name: object, where: str) -> str:
@@ -264,12 +328,41 @@ def _trace(input_shape: Shape, nodes: list[Node] | tuple[Node, ...]) -> str:
     return " -> ".join(steps if len(steps) <= 12 else [steps[0], "...", *steps[-10:]])
 
 
-def _layer(data: Any, where: str, shape: Shape | None) -> Layer:
+def _chain(items: Sequence[Written], where: str, shape: Shape | None) -> tuple[Layer, ...]:
+    """The layers of their data; shape: of the first one's input, where that is known."""
+    layers = []
+    for item in items:
+        layer = _layer(item, where, shape)
+        layers.append(layer)
+        try:
+            shape = None if shape is None else layer.output_shape(shape)
+        except InvalidSpec:  # the model says it with all the shapes before
+            shape = None
+    return tuple(layers)
+
+
+def _place(items: Sequence[Written], layers: Sequence[Layer], place: Sequence[int | str]) -> str:
+    """Where in the file the layer stands that InvalidSpec.layer names."""
+    index, *rest = place
+    item, layer = items[int(index)], layers[int(index)]
+    if not rest or not isinstance(layer, Join):
+        return item.place
+    branch, *rest = rest
+    chains = {name: chain for name, chain in layer.chains().items() if chain}
+    written = dict(zip(chains, filter(None, item.branches()), strict=True))
+    return _place(written[str(branch)], chains[str(branch)], rest)
+
+
+def _layer(written: Written, where: str, shape: Shape | None) -> Layer:
     """The layer of its data; shape: of its input, where that is known, for padding "same"."""
-    data = dict(_object(data, where))
+    file, where = where, f"{where}{written.place}"
+    data = dict(_object(written.data, where))
     kind = data.pop("type", None)
     if not isinstance(kind, str) or kind not in LAYERS:
         raise InvalidSpec(f"unknown layer {_shown(kind)}", where, nearest(str(kind)[:60], LAYERS))
+    for name, chains in written.chains.items():
+        made = [_chain(chain, file, shape) for chain in chains]
+        data[name] = made if written.several else made[0]
     if data.get("padding") != "same" or not issubclass(LAYERS[kind], Padded):
         return _construct(LAYERS[kind], data, where)
     layer = _construct(LAYERS[kind], {**data, "padding": 0}, where)
@@ -345,21 +438,40 @@ def receptive_fields(model: Model) -> dict[str, tuple[int, int]]:
     A window of `kernel` inputs at a stride grows the field by (kernel - 1) * jump and multiplies the
     jump, the distance in the image between neighbouring outputs, by the stride; both start at 1
     (Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks", 2019).
-    A dense layer is a window over all positions of the map before it. Padding counts like the
-    image, but no field is larger than the image.
+    A dense layer is a window over all positions of the map before it. A join sees from the first to the
+    last of what its branches see. Padding counts like the image, but no field is larger than the image.
     """
-    limit = model.input_shape[1:]
-    size, jump, positions = [1, 1], [1, 1], list(limit)
-    found: dict[str, tuple[int, int]] = {}
+    seen = [_seen_along(model, axis) for axis in (0, 1)]
+    height, width = model.input_shape[1:]
+    return {
+        node.path: (min(seen[0][node.path], height), min(seen[1][node.path], width)) for node in model.walk()
+    }
+
+
+class _Sight(NamedTuple):
+    """What a layer's outputs see along an axis: the first output sees `size` pixels from `first` on, each
+    other the same `jump` further on. positions: how many outputs there are, to a layer that sees them all."""
+
+    first: int
+    size: int
+    jump: int
+    positions: int
+
+
+def _seen_along(model: Model, axis: int) -> dict[str, int]:
+    """The receptive fields along one axis, as if the image had no end."""
+    sight = {IMAGE: _Sight(0, 1, 1, model.input_shape[1 + axis])}
     for node in model.walk():
+        before = [sight[path] for path in node.inputs]
+        first, end = min(s.first for s in before), max(s.first + s.size for s in before)
+        jump, positions = max(s.jump for s in before), max(s.positions for s in before)
         window = node.layer.window(node.input_shape)
-        kernel, stride = window or (positions, (1, 1))
-        for axis in (0, 1):
-            size[axis] += (kernel[axis] - 1) * jump[axis]
-            jump[axis] *= stride[axis]
+        kernel, stride = (pair[axis] for pair in window) if window else (positions, 1)
+        padding = getattr(node.layer, "padding", (0, 0))[axis]
         if window is None:
-            positions = [1, 1]
+            positions = 1
         elif len(node.output_shape) == 3:
-            positions = list(node.output_shape[1:])
-        found[node.path] = (min(size[0], limit[0]), min(size[1], limit[1]))
-    return found
+            positions = node.output_shape[1 + axis]
+        size = end - first + (kernel - 1) * jump
+        sight[node.path] = _Sight(first - padding * jump, size, jump * stride, positions)
+    return {path: s.size for path, s in sight.items()}

@@ -14,6 +14,7 @@ from zoo.model import MOST_LAYERS, SPEC_VERSION
 from zoo.recipe import OPTIMIZERS, Recipe
 
 _ANY_INTEGER = {"type": "integer", "minimum": 1}
+_CHAIN: dict[str, Any] = {"type": "array", "items": {"$ref": "#/$defs/layer"}}
 _KINDS: dict[str, dict[str, Any]] = {
     "int": {"type": "integer"},
     "float": {"type": "number"},
@@ -32,6 +33,8 @@ _KINDS: dict[str, dict[str, Any]] = {
         ],
         "description": 'one number for every side, [top, left, bottom, right], or "same"',
     },
+    "Chain": _CHAIN,
+    "tuple[Chain, ...]": {"type": "array", "items": _CHAIN, "minItems": 2},
     "tuple[float, ...]": {"type": "array", "items": {"type": "number"}, "minItems": 1},
     "tuple[int, int] | None": {
         "anyOf": [{"type": "null"}, {"type": "array", "items": _ANY_INTEGER, "minItems": 2, "maxItems": 2}]
@@ -44,6 +47,7 @@ def schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a spec file, TOML and JSON alike."""
     layers = [{"$ref": f"#/$defs/{name}"} for name in LAYERS]
     definitions = {
+        "layer": {"anyOf": [*layers, {"$ref": "#/$defs/use"}]},
         **{name: _object_of(kind, name) for name, kind in LAYERS.items()},
         **{name: _object_of(kind, name) for name, kind in OPTIMIZERS.items()},
         "recipe": _object_of(Recipe, ""),
@@ -71,7 +75,7 @@ def schema() -> dict[str, Any]:
             "labels": _TEXTS,
             "layers": {
                 "type": "array",
-                "items": {"anyOf": [*layers, {"$ref": "#/$defs/use"}]},
+                "items": {"$ref": "#/$defs/layer"},
                 "minItems": 1,
                 "maxItems": MOST_LAYERS,
             },

@@ -86,16 +86,34 @@ def write(model: Model, language: str) -> str:
         if key in ("layers", "recipe") or (not value and key != "labels"):
             continue
         document[key] = value
-    layers = tomlkit.array()
-    for layer in data["layers"]:
-        table = tomlkit.inline_table()
-        table.update(layer)
-        layers.append(table)
-    document["layers"] = layers.multiline(True)
+    document["layers"] = tomlkit.parse(f"layers = {_toml_layers(data['layers'])}")["layers"]
     recipe = tomlkit.table()
     recipe.update({key: value for key, value in data["recipe"].items() if value is not None})
     document["recipe"] = recipe
     return tomlkit.dumps(document)
+
+
+def _toml_layers(layers: list[dict[str, Any]], margin: str = "") -> str:
+    """A TOML array of one table per line, branches in it likewise."""
+    inside = f"{margin}    "
+    rows = [
+        f"{inside}{{ {', '.join(f'{name} = {_toml(value, inside)}' for name, value in layer.items())} }},\n"
+        for layer in layers
+    ]
+    return f"[\n{''.join(rows)}{margin}]" if rows else "[]"
+
+
+def _toml(value: Any, margin: str) -> str:
+    """A value of a layer: layers, branches of them, or what a library writes."""
+    import tomlkit
+
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return _toml_layers(value, margin)
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        inside = f"{margin}    "
+        rows = [f"{inside}{_toml_layers(branch, inside)},\n" for branch in value]
+        return f"[\n{''.join(rows)}{margin}]"
+    return str(tomlkit.item(value).as_string())
 
 
 def _json(text: str) -> Any:
@@ -150,13 +168,13 @@ class _Scanner:
         while self._skip():
             header = re.compile(r"(\[\[?)([^\]\n]+)\]\]?").match(self.text, self.position)
             if header:
-                name = re.sub(r"[\s\"']", "", header[2])
-                first, dot, rest = name.partition(".")
+                prefix = ""
+                for part in re.sub(r"[\s\"']", "", header[2]).split("."):
+                    within = f"{prefix}[{counts[prefix]}]" if prefix in counts else prefix
+                    prefix = f"{within}.{part}".lstrip(".")
                 if header[1] == "[[":
-                    counts[name] = counts.get(name, -1) + 1
-                    prefix = f"{name}[{counts[name]}]"
-                else:
-                    prefix = f"{first}[{counts[first]}]{dot}{rest}" if first in counts else name
+                    counts[prefix] = counts.get(prefix, -1) + 1
+                    prefix = f"{prefix}[{counts[prefix]}]"
                 self.lines[prefix] = self.line
                 self._advance(len(header[0]))
             else:

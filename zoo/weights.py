@@ -77,7 +77,7 @@ def check(model: Model, weights: Mapping[str, np.ndarray], where: object = "weig
 
 
 def isolate(model: Model, weights: Mapping[str, np.ndarray], path: str) -> tuple[Model, Weights]:
-    """One layer as a model of its own, without labels, and its weights.
+    """One layer, no join, as a model of its own, without labels, and its weights.
 
     The layer is called "layer" there. Where it takes a vector (features,), the model takes images
     (features, 1, 1) and flattens them first.

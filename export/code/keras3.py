@@ -19,6 +19,7 @@ from zoo.layers import (
     AdaptiveAvgPool2d,
     AvgPool2d,
     BatchNorm,
+    Concat,
     Conv2d,
     Dense,
     Dropout,
@@ -26,6 +27,7 @@ from zoo.layers import (
     GlobalAvgPool2d,
     HardSigmoid,
     HardSwish,
+    Join,
     Layer,
     LeakyReLU,
     LocalResponseNorm,
@@ -33,6 +35,8 @@ from zoo.layers import (
     Normalize,
     ReLU,
     ReLU6,
+    Residual,
+    Scale,
     Shape,
     Sigmoid,
     SiLU,
@@ -337,6 +341,21 @@ def softmax(layer: Softmax, input_shape: Shape, path: str) -> tuple[Call, ...]:
     return (Call("layers.Softmax", (_named(path),)),)
 
 
+@emit.register
+def residual(layer: Residual, input_shape: Shape, path: str) -> tuple[Call, ...]:
+    return (Call("layers.Add", (_named(path),)),)
+
+
+@emit.register
+def concat(layer: Concat, input_shape: Shape, path: str) -> tuple[Call, ...]:
+    return (Call("layers.Concatenate", (_named(path),)),)
+
+
+@emit.register
+def scale(layer: Scale, input_shape: Shape, path: str) -> tuple[Call, ...]:
+    return (Call("layers.Multiply", (_named(path),)),)
+
+
 def _named(name: str) -> str:
     return f"name={quoted(name)}"
 
@@ -427,11 +446,15 @@ def _build(model: Model) -> str:
         f'    image = keras.Input({model.input_shape}, name="image")',
         assignment("x", to_nhwc, applied_to="image", comment=shape),
     ]
+    flow = source.Flow(model)
     for node in model.walk():
         *before, call = emit(node.layer, node.input_shape, node.path)
-        lines += [assignment("x", other, applied_to="x") for other in before]
-        comment = _channels_last(node.output_shape)
-        lines.append(assignment("x", call, applied_to="x", comment=comment))
+        y, inputs = flow.target(node), flow.inputs(node)
+        x = source.listed(inputs, 4) if isinstance(node.layer, Join) else inputs[0]
+        for other in before:
+            lines.append(assignment(y, other, applied_to=x))
+            x = y
+        lines.append(assignment(y, call, applied_to=x, comment=_channels_last(node.output_shape)))
     if len(model.output_shape) == 3:
         to_nchw = Call("layers.Permute", ("(3, 1, 2)", 'name="features.nchw"'))
         comment = shown(model.output_shape)

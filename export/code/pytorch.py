@@ -18,6 +18,7 @@ from zoo.layers import (
     AdaptiveAvgPool2d,
     AvgPool2d,
     BatchNorm,
+    Concat,
     Conv2d,
     Dense,
     Dropout,
@@ -25,6 +26,7 @@ from zoo.layers import (
     GlobalAvgPool2d,
     HardSigmoid,
     HardSwish,
+    Join,
     Layer,
     LeakyReLU,
     LocalResponseNorm,
@@ -32,6 +34,8 @@ from zoo.layers import (
     Normalize,
     ReLU,
     ReLU6,
+    Residual,
+    Scale,
     Shape,
     Sigmoid,
     SiLU,
@@ -205,13 +209,31 @@ def softmax(layer: Softmax, input_shape: Shape) -> Call:
     return Call("nn.Softmax", ("dim=1",))
 
 
+# Joins need no module: the rules below give what `forward` does with their branches.
+
+
+@emit.register
+def residual(layer: Residual, input_shape: Shape) -> Call:
+    return Call("+")
+
+
+@emit.register
+def concat(layer: Concat, input_shape: Shape) -> Call:
+    return Call("torch.cat", ("dim=1",))
+
+
+@emit.register
+def scale(layer: Scale, input_shape: Shape) -> Call:
+    return Call("*")
+
+
 def _is_symmetric(padding: Sides) -> bool:
     top, left, bottom, right = padding
     return (top, left) == (bottom, right)
 
 
-def _own_padding(node: Node) -> str | None:
-    """The padding that the program applies before a layer, where torch's module cannot pad like it."""
+def _own_padding(node: Node, x: str = "x") -> str | None:
+    """The padding of x that the program applies before a layer, where torch's module cannot pad like it."""
     layer, value = node.layer, ""
     if isinstance(layer, Conv2d):
         top, left, bottom, right = layer.placement(node.input_shape).sides
@@ -222,18 +244,18 @@ def _own_padding(node: Node) -> str | None:
         value = ", value=-torch.inf" if isinstance(layer, MaxPool2d) else ""
     else:
         return None
-    return None if alike else f"functional.pad(x, ({left}, {right}, {top}, {bottom}){value})"
+    return None if alike else f"functional.pad({x}, ({left}, {right}, {top}, {bottom}){value})"
 
 
-def _own_share(node: Node) -> Call | None:
-    """What the means of a pool are multiplied by, where some of its padding does not count."""
+def _own_share(node: Node, x: str = "x") -> Call | None:
+    """What the means x of a pool are multiplied by, where some of its padding does not count."""
     layer = node.layer
     if not isinstance(layer, AvgPool2d) or layer.pads_alike(node.input_shape):
         return None
     rows, columns = (list(counts) for counts in layer.counts(node.input_shape))
     if {*rows} == {layer.size[0]} and {*columns} == {layer.size[1]}:
         return None
-    return Call("share", ("x", f"size={prod(layer.size)}", f"rows={rows}", f"columns={columns}"))
+    return Call("share", (x, f"size={prod(layer.size)}", f"rows={rows}", f"columns={columns}"))
 
 
 SHARE = '''\
@@ -257,7 +279,7 @@ def program(model: Model) -> str:
     padded = any(_own_padding(node) for node in model.walk())
     hard = any(isinstance(node.layer, HardSigmoid) for node in model.walk())
     imports += ["from torch.nn import functional"] if padded or hard else []
-    blocks = [NORMALIZE] if any(isinstance(layer, Normalize) for layer in model.layers) else []
+    blocks = [NORMALIZE] if any(isinstance(node.layer, Normalize) for node in model.walk()) else []
     blocks += [HARD_SIGMOID] if hard else []
     blocks += [SHARE] if any(_own_share(node) for node in model.walk()) else []
     blocks += [_net(model), _load_weights(model), _predict(model)]
@@ -265,15 +287,19 @@ def program(model: Model) -> str:
 
 
 def _net(model: Model) -> str:
-    names = identifiers(model)
+    names, flow = identifiers(model), source.Flow(model)
     construct, forward = [], []
     for node in model.walk():
-        attribute = f"self.{names[node.path]}"
+        y, inputs = flow.target(node), flow.inputs(node)
         call = emit(node.layer, node.input_shape)
+        if isinstance(node.layer, Join):
+            forward.append(_joined(y, call, inputs, shown(node.output_shape)))
+            continue
+        attribute, (x,) = f"self.{names[node.path]}", inputs
         construct.append(assignment(attribute, call, comment=shown(node.output_shape), indent=8))
-        forward.append(assignment("x", Call(attribute, (_own_padding(node) or "x",)), indent=8))
-        if share := _own_share(node):
-            forward.append(assignment("x", share, indent=8))
+        forward.append(assignment(y, Call(attribute, (_own_padding(node, x) or x,)), indent=8))
+        if share := _own_share(node, y):
+            forward.append(assignment(y, share, indent=8))
     return "\n".join(
         [
             "class Net(nn.Module):",
@@ -288,30 +314,41 @@ def _net(model: Model) -> str:
     )
 
 
+def _joined(y: str, call: Call, inputs: list[str], comment: str) -> str:
+    """The line of `forward` that joins branches."""
+    if call.function in ("+", "*"):
+        return source.operation(y, inputs[0], call.function, inputs[1], comment=comment, indent=8)
+    call = Call(call.function, (source.listed(inputs, 8), *call.arguments))
+    return assignment(y, call, comment=comment, indent=8)
+
+
 def _load_weights(model: Model) -> str:
-    """torch's names are those of the file, except where a layer's name is no Python name."""
+    """torch's names are those of the file, except where a layer's path is no Python name."""
     names = identifiers(model)
-    renamed = [
-        f"        {quoted(f'{node.path}.{weight.name}')}: {quoted(f'{names[node.path]}.{weight.name}')},"
-        for node in model.walk()
-        for weight in node.layer.weights(node.input_shape)
-        if names[node.path] != node.path
-    ]
+    paths = [node.path for node in model.walk() if node.layer.weights(node.input_shape)]
+    others = [path for path in paths if names[path] != path.replace(".", "_")]
+    rule = """layer.replace(".", "_")""" if any("." in path for path in paths) else "layer"
     lines = [
         "def load_weights(path):",
         '    """A Net with the weights of a safetensors file."""',
         f"    net = Net(){'.to(memory_format=torch.channels_last)' if _pools(model) else ''}",
     ]
-    if renamed:
+    if others:
+        lines += ["    names = {  # in the file: here"]
+        lines += [f"        {quoted(path)}: {quoted(names[path])}," for path in others]
+        lines += ["    }"]
+        rule = f"names.get(layer, {rule})"
+    if rule == "layer":
+        lines.append("    net.load_state_dict(load_file(path))")
+    else:
         lines += [
-            "    names = {  # in the file: here",
-            *renamed,
-            "    }",
-            "    weights = {names.get(name, name): x for name, x in load_file(path).items()}",
+            "    weights = {}",
+            "    for name, x in load_file(path).items():",
+            '        layer, _, weight = name.rpartition(".")',
+            f"        layer = {rule}",
+            '        weights[f"{layer}.{weight}"] = x',
             "    net.load_state_dict(weights)",
         ]
-    else:
-        lines.append("    net.load_state_dict(load_file(path))")
     return "\n".join([*lines, "    return net.eval()"])
 
 
@@ -332,4 +369,4 @@ def predict(net, images):
 
 def _pools(model: Model) -> bool:
     """Whether backends/pytorch.py computes the model in the memory format channels_last."""
-    return any(isinstance(layer, (MaxPool2d, AvgPool2d)) for layer in model.layers)
+    return any(isinstance(node.layer, (MaxPool2d, AvgPool2d)) for node in model.walk())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import singledispatch
 from math import prod
+from typing import Any
 
 from export.code import source
 from export.code.source import Call, assignment, identifiers, quoted, shown
@@ -18,6 +19,7 @@ from zoo.layers import (
     AdaptiveAvgPool2d,
     AvgPool2d,
     BatchNorm,
+    Concat,
     Conv2d,
     Dense,
     Dropout,
@@ -32,6 +34,8 @@ from zoo.layers import (
     Normalize,
     ReLU,
     ReLU6,
+    Residual,
+    Scale,
     Shape,
     Sigmoid,
     SiLU,
@@ -39,14 +43,14 @@ from zoo.layers import (
     SpatialDropout,
     Tanh,
 )
-from zoo.model import Model
+from zoo.model import IMAGE, Model
 
 CHUNK_BYTES = 64 * 2**20  # of unfolded windows at a time, as in backends/reference.py
 
 
 @singledispatch
-def emit(layer: Layer, shape: Shape, path: str, x: str) -> Call:
-    """The call that computes one layer's output from the variable x."""
+def emit(layer: Layer, shape: Shape, path: str, x: Any) -> Call:
+    """The call that computes one layer's output from the variable x, a join's from several."""
     raise UnsupportedLayer(f"a program for 'numpy' has no rule for {type(layer).__name__}")
 
 
@@ -187,6 +191,21 @@ def softmax(layer: Softmax, shape: Shape, path: str, x: str) -> Call:
     return Call("softmax", (x,))
 
 
+@emit.register
+def residual(layer: Residual, shape: Shape, path: str, x: tuple[str, str]) -> Call:
+    return Call("np.add", x)
+
+
+@emit.register
+def concat(layer: Concat, shape: Shape, path: str, x: tuple[str, ...]) -> Call:
+    return Call("concat", x)
+
+
+@emit.register
+def scale(layer: Scale, shape: Shape, path: str, x: tuple[str, str]) -> Call:
+    return Call("np.multiply", x)
+
+
 def _weights(path: str, bias: bool) -> list[str]:
     return [f"w[{quoted(f'{path}.{name}')}]" for name in ("weight", "bias")[: 1 + bias]]
 
@@ -317,6 +336,10 @@ def softmax(x):
     """exp(x) / sum(exp(x)); the shift changes nothing and avoids infinities."""
     e = np.exp(x - x.max(axis=1, keepdims=True))
     return e / e.sum(axis=1, keepdims=True)''',
+    "concat": '''\
+def concat(*branches):
+    """The branches one after another, along the channels."""
+    return np.concatenate(branches, axis=1)''',
 }
 CALLED = {  # by those functions
     **dict.fromkeys(("conv2d", "max_pool2d", "avg_pool2d"), ("pad", "windows")),
@@ -332,10 +355,10 @@ def load_weights(path):
 
 def program(model: Model) -> str:
     """The NumPy program of a model; see export.code.program."""
-    names = identifiers(model)
+    names = {IMAGE: "image", **identifiers(model)}
     x, calls, called = "image", [], set()
     for node in model.walk():
-        call = emit(node.layer, node.input_shape, node.path, x)
+        call = emit(node.layer, node.input_shape, node.path, node.take(names))
         x = names[node.path]
         calls.append(assignment(x, call, comment=shown(node.output_shape)))
         called |= {call.function, *CALLED.get(call.function, ())}
@@ -349,11 +372,14 @@ def program(model: Model) -> str:
         ]
     )
     chunk = _chunk(model)
+    sliced = f"images[start : start + {chunk}] for start in range(0, len(images), {chunk})"
+    if len(f"    chunks = [{sliced}]") > source.WIDTH:
+        sliced = f"\n        {sliced}\n    "
     predict = f'''\
 def predict(weights, images):
     """The outputs for an array of images, as an array."""
     # {chunk} images at a time: as the zoo does, to the last bit.
-    chunks = [images[start : start + {chunk}] for start in range(0, len(images), {chunk})]
+    chunks = [{sliced}]
     return np.concatenate([forward(weights, chunk) for chunk in chunks])'''
     functions = [text for name, text in FUNCTIONS.items() if name in called]
     blocks = [*functions, forward, LOAD_WEIGHTS, predict]

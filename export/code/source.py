@@ -8,10 +8,11 @@ What a user wrote (names, labels, the document) enters a program through `quoted
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from zoo.layers import LAYERS, Shape
-from zoo.model import Model
+from zoo.layers import LAYERS, Join, Shape
+from zoo.model import Model, Node
 
 WIDTH = 88  # columns: what ruff and black use where nothing is configured
 
@@ -58,24 +59,76 @@ def summary(model: Model) -> str:
 
 
 def identifiers(model: Model) -> dict[str, str]:
-    """A Python name for every layer, by path, each another.
+    """A Python name for every layer, and for every branch, by path, each another.
 
-    It is the path that the zoo gives (conv1, relu1, ...). A name of the user's own could be a keyword,
-    a function of the program or a method of the framework's class, so it comes after "layer_".
+    It is the path that the zoo gives (conv1, relu1, residual1_body_conv1, ...). A name of the user's own
+    could be a keyword, a function of the program or a method of the framework's class, so it comes after
+    "layer_".
     """
     kinds = "|".join(sorted({layer.kind for layer in LAYERS.values()}))
     names: dict[str, str] = {}
-    for node in model.walk():
-        name = node.path
-        if not re.fullmatch(rf"({kinds})[0-9]+", name):
-            name = "layer_" + re.sub(r"[^A-Za-z0-9]", "_", name)
+    for path in _paths(model):
+        name = re.sub(r"[^A-Za-z0-9]", "_", path)
+        if not all(re.fullmatch(rf"({kinds})[0-9]+", part) for part in path.split(".")[::2]):
+            name = f"layer_{name}"
         base = name
         number = 1
         while name in names.values():
             number += 1
             name = f"{base}_{number}"
-        names[node.path] = name
+        names[path] = name
     return names
+
+
+def _paths(model: Model) -> Iterator[str]:
+    """The paths of all layers, and behind each join's those of its branches."""
+    for node in model.walk():
+        yield node.path
+        if isinstance(node.layer, Join):
+            yield from (f"{node.path}.{branch}" for branch in node.layer.chains())
+
+
+class Flow:
+    """The variables of a program that computes a model layer after layer: x, and one for each branch."""
+
+    def __init__(self, model: Model) -> None:
+        self._names = identifiers(model)
+
+    def target(self, node: Node) -> str:
+        """The variable that a layer's output is assigned to."""
+        return self._holds(node.path)
+
+    def inputs(self, node: Node) -> list[str]:
+        """The variables that hold what a layer takes."""
+        return [self._holds(path) for path in node.inputs]
+
+    def _holds(self, path: str) -> str:
+        branch, _, _ = path.rpartition(".")
+        return self._names[branch] if branch else "x"
+
+
+def listed(items: Sequence[str], indent: int) -> str:
+    """A list as the one argument on its line in a call at this indent: on one line, or one item on each."""
+    line = f"[{', '.join(items)}]"
+    margin = " " * (indent + 4)
+    if len(margin) + len(line) < WIDTH:
+        return line
+    return "\n".join(["[", *(f"{margin}    {item}," for item in items), f"{margin}]"])
+
+
+def operation(
+    target: str, first: str, operator: str, second: str, *, comment: str = "", indent: int = 4
+) -> str:
+    """`target = first + second`, broken inside parentheses if it is long."""
+    margin = " " * indent
+    line = f"{margin}{target} = {first} {operator} {second}"
+    if len(line) > WIDTH:
+        inside = f"{margin}    {first} {operator} {second}"
+        inside = inside if len(inside) <= WIDTH else f"{margin}    {first}\n{margin}    {operator} {second}"
+        line = f"{margin}{target} = (\n{inside}\n{margin})"
+    elif len(f"{line}  # {comment}") <= WIDTH:
+        return f"{line}  # {comment}" if comment else line
+    return f"{margin}# {comment}\n{line}" if comment else line
 
 
 def assignment(target: str, call: Call, *, applied_to: str = "", comment: str = "", indent: int = 4) -> str:

@@ -24,6 +24,7 @@ from zoo.layers import (
     AdaptiveAvgPool2d,
     AvgPool2d,
     BatchNorm,
+    Concat,
     Conv2d,
     Dense,
     Dropout,
@@ -31,6 +32,7 @@ from zoo.layers import (
     GlobalAvgPool2d,
     HardSigmoid,
     HardSwish,
+    Join,
     Layer,
     LeakyReLU,
     LocalResponseNorm,
@@ -38,6 +40,8 @@ from zoo.layers import (
     Normalize,
     ReLU,
     ReLU6,
+    Residual,
+    Scale,
     Sigmoid,
     SiLU,
     Softmax,
@@ -51,13 +55,19 @@ Tried = Iterator[tuple[str, Callable[[], Array]]]
 
 
 def explain(
-    model: Model, node: Node, weights: Mapping[str, Array], x: Array, got: Array, own: Array | None
+    model: Model, node: Node, weights: Mapping[str, Array], x: Any, got: Array, own: Array | None
 ) -> str:
     """The mistake that turns the layer's input x (float64) into `got`, in words; "" if none is known.
 
-    own: what an honest layer may differ, element by element; None where it computes exactly.
+    x: of a join, the tuple of all that it joins. own: what an honest layer may differ, element by
+    element; None where it computes exactly.
     """
-    if got.dtype != np.float32 or got.ndim == 0 or len(got) != len(x) or not np.isfinite(got).all():
+    if (
+        got.dtype != np.float32
+        or got.ndim == 0
+        or len(got) != len(x[0] if isinstance(x, tuple) else x)
+        or not np.isfinite(got).all()
+    ):
         return ""
     honest = apply(node.layer, x, weights)
     for sentence, mistaken in (*_mistakes(node.layer, x, weights, model, node), *_of_any_layer(honest)):
@@ -84,7 +94,7 @@ def _of_any_layer(honest: Array) -> Tried:
 
 
 @singledispatch
-def _mistakes(layer: Layer, x: Array, w: Mapping[str, Array], model: Model, node: Node) -> Tried:
+def _mistakes(layer: Layer, x: Any, w: Mapping[str, Array], model: Model, node: Node) -> Tried:
     yield from ()
 
 
@@ -278,6 +288,39 @@ def softmax(layer: Softmax, x: Array, w: Mapping[str, Array], model: Model, node
     yield "a sigmoid", lambda: 1 / (1 + np.exp(-np.clip(x, -700, 700)))
 
 
+@_mistakes.register
+def residual(
+    layer: Residual, x: tuple[Array, Array], w: Mapping[str, Array], model: Model, node: Node
+) -> Tried:
+    body, shortcut = x
+    yield "the body alone, without its shortcut", lambda: body
+    yield "the shortcut alone, without the body", lambda: shortcut
+    yield "a difference", lambda: body - shortcut
+    yield "a product", lambda: body * shortcut
+    yield "the body twice", lambda: 2 * body
+
+
+@_mistakes.register
+def concat(layer: Concat, x: tuple[Array, ...], w: Mapping[str, Array], model: Model, node: Node) -> Tried:
+    yield "the branches in reverse order", lambda: np.concatenate(x[::-1], axis=1)
+    for axis, what in ((2, "rows"), (3, "columns")):
+        yield f"branches joined along the {what}", lambda axis=axis: np.concatenate(x, axis=axis)  # type: ignore[misc]
+    yield "the first branch in place of all", lambda: np.concatenate([x[0]] * len(x), axis=1)
+    if len({part.shape for part in x}) == 1:
+        mixed = np.stack(x, axis=2).reshape(len(x[0]), -1, *x[0].shape[2:])
+        yield "channels of the branches in turn", lambda: mixed
+
+
+@_mistakes.register
+def scale(layer: Scale, x: tuple[Array, Array], w: Mapping[str, Array], model: Model, node: Node) -> Tried:
+    image, factor = x
+    yield "no scaling", lambda: image
+    yield "a sum", lambda: image + factor
+    yield "the scaling twice", lambda: image * factor * factor
+    yield "a quotient", lambda: image / factor
+    yield "the branch's channels in reverse order", lambda: image * factor[:, ::-1]
+
+
 def _bias(other: Callable[..., Callable[[], Array]], w: Mapping[str, Array]) -> Tried:
     if "bias" in w:
         yield "no bias", other(bias=0 * w["bias"])
@@ -293,13 +336,11 @@ def _halved(w: Mapping[str, Array]) -> dict[str, Array]:
 
 def _flattened(model: Model, dense: Node) -> tuple[int, int, int] | None:
     """The image (C, H, W) whose features a dense layer takes, None if other layers mix them before."""
-    shape = None
-    for node in model.walk():
-        if node.path == dense.path:
-            return shape
-        if isinstance(node.layer, Flatten):
-            channels, height, width = node.input_shape
-            shape = (channels, height, width)
-        elif isinstance(node.layer, (Dense, Softmax)):
-            shape = None
+    nodes = {node.path: node for node in model.walk()}
+    before = nodes.get(dense.inputs[0])
+    while before is not None and not isinstance(before.layer, (Dense, Softmax, Join)):
+        if isinstance(before.layer, Flatten):
+            channels, height, width = before.input_shape
+            return channels, height, width
+        before = nodes.get(before.inputs[0])
     return None

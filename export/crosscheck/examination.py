@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -15,12 +15,13 @@ from export.crosscheck.judgement import Judgement, logit_path
 from export.crosscheck.verdict import Batches, LayerVerdict, Verdict
 from export.crosscheck.witnesses import Witness
 from zoo.errors import MachineError, ZooError
+from zoo.model import IMAGE
 
 BATCHES = (1, 2, 3, 7, 64)
 ULP = 2 * limits.UNIT  # of a value, relative: what a layer that computes exactly may differ
 
 Activations = Callable[[np.ndarray], dict[str, np.ndarray]]
-Alone = Callable[[str, np.ndarray], np.ndarray | None]
+Alone = Callable[..., np.ndarray | None]  # (path, input, or all inputs of a join)
 
 
 def examine(
@@ -138,23 +139,30 @@ def _local(judgement: Judgement, inside: Mapping[str, np.ndarray]) -> dict[str, 
 def _local_rows(
     judgement: Judgement, images: np.ndarray, inside: Mapping[str, np.ndarray], rows: slice
 ) -> Iterator[tuple[str, Comparison]]:
-    x, before = images.astype(np.float64), None  # before: the allowance of a bridge, None without one
+    tensors = {IMAGE: images.astype(np.float64)}
+    bridges: dict[str, limits.Allowance] = {}  # of the layers that the witness does not show
     for node, weights in judgement.network.nodes:
-        expected = judgement.layers[node.path]
+        expected, x = judgement.layers[node.path], node.take(tensors)
         y = apply(node.layer, x, weights)
+        allowed = None
+        if bridges.keys() & set(node.inputs):
+            before = {path: bridges.get(path) or limits.exact(tensors[path]) for path in node.inputs}
+            allowed = limits.propagate(node.layer, x, weights, node.take(before))
         got = inside[node.path][rows] if node.path in inside else None
         if got is None or not _usable(got, y):
-            start = limits.exact(x) if before is None else before
-            before, x = limits.propagate(node.layer, x, weights, start), y
+            if allowed is None:
+                exact = {path: limits.exact(tensors[path]) for path in node.inputs}
+                allowed = limits.propagate(node.layer, x, weights, node.take(exact))
+            tensors[node.path], bridges[node.path] = y, allowed
             continue
-        if before is not None:
-            limit = limits.propagate(node.layer, x, weights, before).limit
+        if allowed is not None:
+            limit = allowed.limit
         elif expected.own is not None:
             limit = expected.own[rows]
         else:
             limit = ULP * np.abs(y) + limits.FLOOR
         yield node.path, compare(got, y, limit)
-        x, before = got.astype(np.float64), None
+        tensors[node.path] = got.astype(np.float64)
 
 
 def _usable(got: np.ndarray, expected: np.ndarray) -> bool:
@@ -165,22 +173,26 @@ def _usable(got: np.ndarray, expected: np.ndarray) -> bool:
 def _isolate(verdict: Verdict, judgement: Judgement, alone: Alone, everything: bool) -> None:
     """Run layers by themselves on the reference's input, rounded to float32: the culprit, or all."""
     wanted = list(judgement.layers) if everything else [verdict.culprit]
-    x = judgement.layer_images
+    tensors = {IMAGE: judgement.layer_images}
     for node, weights in judgement.network.nodes:
         expected = judgement.layers[node.path]
         if node.path in wanted and node.path in verdict.layers:
             layer = verdict.layers[node.path]
-            exact = apply(node.layer, x.astype(np.float64), weights)
+            inputs = {path: tensors[path].astype(np.float64) for path in node.inputs}
+            exact = apply(node.layer, node.take(inputs), weights)
             own = ULP * np.abs(exact) + limits.FLOOR if expected.own is None else expected.own
-            compared = _alone(alone, node.path, x, exact, own)
+            given = [tensors[path] for path in node.inputs]
+            compared = _alone(alone, node.path, given, exact, own)
             verdict.layers[node.path] = LayerVerdict(layer.output, layer.local, compared)
-        x = expected.output.astype(np.float32)
+        tensors[node.path] = expected.output.astype(np.float32)
 
 
-def _alone(alone: Alone, path: str, x: np.ndarray, exact: np.ndarray, own: np.ndarray) -> Comparison | None:
+def _alone(
+    alone: Alone, path: str, inputs: Sequence[np.ndarray], exact: np.ndarray, own: np.ndarray
+) -> Comparison | None:
     """One layer by itself under its own limit; None where the witness has none, a problem if it fails to."""
     try:
-        got = alone(path, x)
+        got = alone(path, *inputs)
     except MachineError:
         raise
     except ZooError as error:  # as a layer of a wrong shape cannot even be built; or the process died
@@ -206,12 +218,14 @@ def _batches(witness: Witness, judgement: Judgement) -> Batches:
 
 def _diagnosis(judgement: Judgement, inside: Mapping[str, np.ndarray], culprit: str) -> str:
     """What the culprit's output looks like, given the input that the witness gave it."""
-    x: np.ndarray = judgement.layer_images
+    tensors = {IMAGE: judgement.layer_images.astype(np.float64)}
     for node, weights in judgement.network.nodes:
         if node.path == culprit:
             own = judgement.layers[culprit].own
-            return explain(judgement.model, node, weights, x.astype(np.float64), inside[culprit], own)
+            return explain(judgement.model, node, weights, node.take(tensors), inside[culprit], own)
         shown = inside.get(node.path)
         expected = judgement.layers[node.path].output
-        x = shown if shown is not None and _usable(shown, expected) else expected
+        tensors[node.path] = (
+            shown.astype(np.float64) if shown is not None and _usable(shown, expected) else expected
+        )
     return ""

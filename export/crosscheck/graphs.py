@@ -1,12 +1,14 @@
 """Where a spec's layers are in an ONNX graph, whoever exported it, and how to look at one of them.
 
-A graph of the zoo names its tensors after the layers. In a framework's own export the layers are
-found by their order: each has its operators, and a graph that computes anything in between shows no
-more layers from there on. A layer that a graph does not show is simply not compared there.
+A graph of the zoo names its tensors after the layers. In a framework's own export a layer is found by its
+operators, which take what the layers before it give, or by its weights. Where a graph computes anything
+else in between, it does not show the layers that follow, up to the next that is known by its weights. A
+layer that a graph does not show is simply not compared there.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -17,6 +19,7 @@ from export.graph import INPUT, tensor_name
 from zoo.layers import (
     ELU,
     AvgPool2d,
+    Concat,
     Conv2d,
     Dense,
     Dropout,
@@ -24,21 +27,24 @@ from zoo.layers import (
     GlobalAvgPool2d,
     HardSigmoid,
     HardSwish,
+    Join,
     Layer,
     LeakyReLU,
     LocalResponseNorm,
     MaxPool2d,
     Normalize,
     ReLU,
+    Residual,
+    Scale,
     Sigmoid,
     Softmax,
     SpatialDropout,
     Tanh,
 )
-from zoo.model import Model, Node
+from zoo.model import IMAGE, Model, Node
 
 # The operators of each layer, in their order; any one of a group. The last of them gives its output.
-# Layers that exporters write in several ways are not here: a native graph shows no more from there on.
+# Layers that exporters write in several ways are not here: a native graph does not show them.
 OPERATORS: dict[type[Layer], tuple[tuple[str, ...], ...]] = {
     Normalize: (("Sub",), ("Mul",)),
     Conv2d: (("Conv",),),
@@ -59,18 +65,9 @@ OPERATORS: dict[type[Layer], tuple[tuple[str, ...], ...]] = {
     Dense: (("Gemm", "MatMul"),),
     Softmax: (("Softmax",),),
 }
-SILENT = (
-    "Identity",
-    "Reshape",
-    "Transpose",
-    "Pad",
-    "Shape",
-    "Gather",
-    "Concat",
-    "Cast",
-    "Unsqueeze",
-    "Slice",
-)
+JOINS: dict[type[Layer], str] = {Residual: "Add", Concat: "Concat", Scale: "Mul"}
+# Operators between layers, each of which hands on its first input: a padding, a cut, another order of axes.
+SILENT = ("Identity", "Reshape", "Transpose", "Pad", "Cast", "Slice")
 
 
 def layer_tensors(proto: ModelProto, model: Model) -> dict[str, str]:
@@ -93,18 +90,18 @@ def expose(proto: ModelProto, tensors: Iterable[str]) -> bytes:
     return bytes(shown.SerializeToString(deterministic=True))
 
 
-def cut(proto: ModelProto, source: str, target: str) -> bytes:
-    """The part of a graph from one tensor to another, both float32, as a model of its own."""
+def cut(proto: ModelProto, sources: Sequence[str], target: str) -> bytes:
+    """The part of a graph from some tensors to another, all float32, as a model of its own."""
     needed, nodes = {target}, []
     for node in reversed(proto.graph.node):
         if needed & set(node.output):
             nodes.append(node)
-            needed |= set(node.input) - {source}
+            needed |= set(node.input) - set(sources)
     part = onnx.ModelProto()
     part.CopyFrom(proto)
     del part.graph.node[:], part.graph.input[:], part.graph.output[:], part.metadata_props[:]
     part.graph.node.extend(reversed(nodes))
-    part.graph.input.append(helper.make_tensor_value_info(source, TensorProto.FLOAT, None))
+    part.graph.input.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in sources)
     part.graph.output.append(helper.make_tensor_value_info(target, TensorProto.FLOAT, None))
     kept = [tensor for tensor in part.graph.initializer if tensor.name in needed]
     del part.graph.initializer[:]
@@ -113,42 +110,127 @@ def cut(proto: ModelProto, source: str, target: str) -> bytes:
 
 
 def _aligned(proto: ModelProto, model: Model) -> dict[str, str]:
-    """Layers by the order of their operators, up to the first that is not where it should be."""
-    shapes = _shapes(proto)
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
-    nodes = _from_image(proto)
-    found: dict[str, str] = {}
-    position, tensor = 0, INPUT
+    """The tensors of the layers that are found by what they take; the others are not there.
+
+    A layer takes the tensors of those before it. If one of them was not found, or several operators could
+    be the layer, it is still known by its weights, if it has any.
+    """
+    graph, shapes = _Graph(proto), _shapes(proto)
+    tensors = {IMAGE: INPUT}
     for node in model.walk():
-        end = _end(nodes, position, node)
-        if end is None or not _own_constants(nodes[position:end], node, constants):
-            break
-        tensor = nodes[end - 1].output[0] if end > position else tensor
-        position = end
-        if tensor != INPUT and shapes.get(tensor) != list(node.output_shape):
-            break
-        found[node.path] = tensor
-    return found
+        given = [tensors[path] for path in node.inputs if path in tensors]
+        tensor = graph.output_of(node, given if len(given) == len(node.inputs) else None)
+        if tensor == INPUT or (tensor and shapes.get(tensor) == list(node.output_shape)):
+            tensors[node.path] = tensor
+    del tensors[IMAGE]
+    return tensors
 
 
-def _end(nodes: Sequence[NodeProto], position: int, node: Node) -> int | None:
-    """The position behind a layer's operators, from `position` on; None if another operator is met."""
-    layer = node.layer
-    groups = OPERATORS.get(type(layer))
-    if groups is None or (isinstance(layer, AvgPool2d) and any(layer.sides(node.input_shape))):
-        return None  # a mean of fewer values than the window holds takes more operators, or other ones
-    for group in groups:
-        while position < len(nodes) and nodes[position].op_type not in group:
-            if nodes[position].op_type not in SILENT:
+class _Graph:
+    """The operators of a graph by the tensors that they take."""
+
+    def __init__(self, proto: ModelProto) -> None:
+        self._constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+        self._takers: dict[str, list[NodeProto]] = {}
+        for node in proto.graph.node:
+            for name in dict.fromkeys(node.input):
+                self._takers.setdefault(name, []).append(node)
+        self._makers = {name: node for node in proto.graph.node for name in node.output}
+
+    def output_of(self, node: Node, given: Sequence[str] | None) -> str | None:
+        """The tensor that a layer of the spec makes of the given ones; None where that is not certain.
+
+        given: None if they are not known.
+        """
+        if isinstance(node.layer, Join):
+            found = self._joining(node.layer, given) if given else []
+            return found[0].output[0] if len(found) == 1 else None
+        groups = OPERATORS.get(type(node.layer))
+        if groups is None or (isinstance(node.layer, AvgPool2d) and any(node.layer.sides(node.input_shape))):
+            return None  # a mean of fewer values than the window holds takes more operators, or other ones
+        if not groups:
+            return given[0] if given else None
+        weights = [f"{node.path}.{weight.name}" for weight in node.layer.weights(node.input_shape)]
+        if given is not None:
+            firsts = self._reached(given[0], groups[0])
+        else:
+            names = (name for weight in weights for name in (weight, f"{weight}.T"))
+            firsts = [taker for name in names for taker in self._takers.get(name, ())]
+            firsts = [taker for taker in firsts if taker.op_type in groups[0]]
+        chains = [chain for first in firsts if (chain := self._chain(first, groups[1:], node))]
+        ends = {chain[-1].output[0] for chain in chains if _own_constants(chain, node, self._constants)}
+        return ends.pop() if len(ends) == 1 else None
+
+    def _chain(
+        self, first: NodeProto, groups: Sequence[tuple[str, ...]], node: Node
+    ) -> list[NodeProto] | None:
+        """The operators of a layer from its first on; None if they do not go on as they should."""
+        chain = [first]
+        layer = node.layer
+        if isinstance(layer, (Conv2d, Dense)) and layer.bias and len(first.input) < 3:
+            groups = (*groups, ("Add",))
+        for group in groups:
+            after = self._reached(chain[-1].output[0], group)
+            if len(after) != 1:
                 return None
-            position += 1
-        if position == len(nodes):
-            return None
-        position += 1
-    if isinstance(layer, (Conv2d, Dense)) and layer.bias and len(nodes[position - 1].input) < 3:
-        adds = position < len(nodes) and nodes[position].op_type == "Add"
-        return position + 1 if adds else None
-    return position
+            chain.append(after[0])
+        return chain
+
+    def _joining(self, layer: Join, given: Sequence[str]) -> list[NodeProto]:
+        """The operators that join exactly the given tensors, in their order where that matters."""
+        operator = JOINS[type(layer)]
+        found = []
+        for node in self._reached(given[0], (operator,)):
+            sources = [self._source(name) for name in node.input]
+            wanted = [self._source(name) for name in given]
+            if sources == wanted or (operator != "Concat" and Counter(sources) == Counter(wanted)):
+                found.append(node)
+        return found
+
+    def _reached(self, tensor: str, operators: tuple[str, ...]) -> list[NodeProto]:
+        """The nearest of these operators that take a tensor, past silent ones that keep its axes in order."""
+        found: list[NodeProto] = []
+        waiting: list[tuple[str, Order]] = [(tensor, None)]
+        while waiting:
+            name, order = waiting.pop()
+            for taker in self._takers.get(name, ()):
+                if taker.op_type in operators:
+                    if order is None and taker not in found:
+                        found.append(taker)
+                elif taker.op_type in SILENT and taker.input[0] == name:
+                    turned = _turned(order, taker)
+                    if taker.op_type != "Reshape" or turned is None:
+                        waiting.append((taker.output[0], turned))
+        return found
+
+    def _source(self, tensor: str) -> tuple[str, Order]:
+        """What a tensor is the same numbers as, before any transpositions, and the order of its axes."""
+        order: Order = None
+        while (maker := self._makers.get(tensor)) and maker.op_type in ("Identity", "Transpose"):
+            if maker.op_type == "Transpose":
+                turn = _permutation(maker)
+                order = _none_if_in_order(turn if order is None else tuple(turn[axis] for axis in order))
+            tensor = maker.input[0]
+        return tensor, order
+
+
+Order = tuple[int, ...] | None  # of a tensor's axes among those that it came from; None: unchanged
+
+
+def _none_if_in_order(order: tuple[int, ...]) -> Order:
+    return None if list(order) == sorted(order) else order
+
+
+def _turned(order: Order, node: NodeProto) -> Order:
+    """The order of the axes behind a silent operator."""
+    if node.op_type != "Transpose":
+        return order
+    turn = _permutation(node)
+    return _none_if_in_order(turn if order is None else tuple(order[axis] for axis in turn))
+
+
+def _permutation(node: NodeProto) -> tuple[int, ...]:
+    return next(tuple(attribute.ints) for attribute in node.attribute if attribute.name == "perm")
 
 
 def _own_constants(nodes: Sequence[NodeProto], node: Node, constants: Mapping[str, np.ndarray]) -> bool:
@@ -167,16 +249,6 @@ def _own_constants(nodes: Sequence[NodeProto], node: Node, constants: Mapping[st
         )
     weights = {f"{node.path}.{weight.name}" for weight in node.layer.weights(node.input_shape)}
     return not weights or {name.removesuffix(".T") for name in used} == weights
-
-
-def _from_image(proto: ModelProto) -> list[NodeProto]:
-    """The nodes that depend on the image, in topological order."""
-    reached, nodes = {INPUT}, []
-    for node in proto.graph.node:
-        if reached & set(node.input):
-            reached |= set(node.output)
-            nodes.append(node)
-    return nodes
 
 
 def _shapes(proto: ModelProto) -> dict[str, list[int]]:

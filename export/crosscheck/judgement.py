@@ -17,7 +17,7 @@ from export.crosscheck import limits
 from export.crosscheck.inputs import layer_images
 from export.crosscheck.limits import UNIT, UNITS, product_units
 from zoo.layers import Dense
-from zoo.model import Model
+from zoo.model import IMAGE, Model, Node
 from zoo.weights import Weights, check
 
 JUDGE = "reference"
@@ -104,19 +104,19 @@ def judge(model: Model, weights: Mapping[str, np.ndarray], images: np.ndarray) -
     inside = layer_images(model, images)
     layers = judge_layers(network, inside)
     path = logit_path(model)
-    nodes = ["", *(node.path for node in model.walk())]
-    before = nodes[nodes.index(path) - 1]
+    giver = next(node for node in model.walk() if node.path == path)
+    before, last = giver.inputs[0], model.walk()[-1].path
     outputs, logits, scales = [], [], []
     for chunk in network.chunks(images):
-        tensors = {"": chunk.astype(np.float64), **dict(network.run(chunk))}
-        outputs.append(tensors[nodes[-1]])
+        tensors = {IMAGE: chunk.astype(np.float64), **dict(network.run(chunk))}
+        outputs.append(tensors[last])
         y = tensors[path] if model.labels else np.empty((len(chunk), 0))
         logits.append(y)
-        scales.append(_logit_limit(model, weights, path, tensors[before], y) if model.labels else y)
+        scales.append(_logit_limit(giver, weights, tensors[before], y) if model.labels else y)
     limit = np.concatenate(scales)
     if model.labels:  # what the layers before add, at most on the images whose layers are known
-        x = inside.astype(np.float64) if before == "" else layers[before].output
-        own = _logit_limit(model, weights, path, x, layers[path].output)
+        x = inside.astype(np.float64) if before == IMAGE else layers[before].output
+        own = _logit_limit(giver, weights, x, layers[path].output)
         limit = limit + np.maximum(layers[path].limit - own, 0).max(axis=0)
     return Judgement(
         model,
@@ -134,13 +134,14 @@ def judge_layers(network: ReferenceNetwork, images: np.ndarray) -> dict[str, Exp
     """Every layer of the reference for images float32 (N, C, H, W), with its limits, by path."""
     parts: dict[str, list[Expected]] = {node.path: [] for node, _ in network.nodes}
     for chunk in network.chunks(images):
-        x = chunk.astype(np.float64)
-        allowed = limits.exact(x)
+        tensors = {IMAGE: chunk.astype(np.float64)}
+        allowances = {IMAGE: limits.exact(tensors[IMAGE])}
         for node, weights in network.nodes:
-            allowed = limits.propagate(node.layer, x, weights, allowed)
-            x = apply(node.layer, x, weights)
+            x = node.take(tensors)
+            allowed = limits.propagate(node.layer, x, weights, node.take(allowances))
+            tensors[node.path], allowances[node.path] = apply(node.layer, x, weights), allowed
             own = None if allowed.own is None else allowed.own.astype(np.float32)
-            parts[node.path].append(Expected(x, allowed.limit.astype(np.float32), own))
+            parts[node.path].append(Expected(tensors[node.path], allowed.limit.astype(np.float32), own))
     return {path: _joined(part) for path, part in parts.items()}
 
 
@@ -155,18 +156,16 @@ def _joined(parts: list[Expected]) -> Expected:
 
 def logit_path(model: Model) -> str:
     """The path of the layer that gives the logits: the last one, or the one before a Softmax."""
-    nodes = model.walk()
-    return nodes[-2 if model.output == "probabilities" and len(nodes) > 1 else -1].path
+    last = model.walk()[-1]
+    return last.inputs[0] or last.path if model.output == "probabilities" else last.path
 
 
-def _logit_limit(
-    model: Model, weights: Mapping[str, np.ndarray], path: str, x: np.ndarray, y: np.ndarray
-) -> np.ndarray:
+def _logit_limit(node: Node, weights: Mapping[str, np.ndarray], x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """32 u (|W||x| + |b|) of a dense layer with the input x, 256 u max|y| of an image's row otherwise.
 
     With more than 4,096 features it is more than 32 (export.crosscheck.limits).
     """
-    layer = next(node.layer for node in model.walk() if node.path == path)
+    layer, path = node.layer, node.path
     if not isinstance(layer, Dense):
         return np.broadcast_to(8 * UNITS * UNIT * np.abs(y).max(axis=1, keepdims=True), y.shape)
     scale = np.abs(x) @ np.abs(weights[f"{path}.weight"].astype(np.float64)).T

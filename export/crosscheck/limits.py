@@ -14,7 +14,8 @@ Errors of the input go through a layer as well. Elementwise layers and pooling p
 Sums of many errors with signs of their own grow as a root of squares, and what is summed is what
 errors typically are (8 u S), not what a single one may be; a sum of few may meet one at its limit.
 
-One rule per layer, in the order of zoo/layers.py; `x` is the exact input, `w` the layer's weights.
+One rule per layer, in the order of zoo/layers.py; `x` is the exact input, `w` the layer's weights. A join
+has tuples for its inputs and their allowances.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import singledispatch
 from math import prod, sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -36,6 +37,7 @@ from zoo.layers import (
     AdaptiveAvgPool2d,
     AvgPool2d,
     BatchNorm,
+    Concat,
     Conv2d,
     Dense,
     Dropout,
@@ -50,6 +52,8 @@ from zoo.layers import (
     Normalize,
     ReLU,
     ReLU6,
+    Residual,
+    Scale,
     Sigmoid,
     SiLU,
     Softmax,
@@ -89,7 +93,7 @@ def product_units(features: int) -> float:
 
 
 @singledispatch
-def propagate(layer: Layer, x: Array, w: Mapping[str, Array], before: Allowance) -> Allowance:
+def propagate(layer: Layer, x: Any, w: Mapping[str, Array], before: Any) -> Allowance:
     """The allowance of a layer's output for an input x (N, C, H, W) or (N, features) with its own."""
     raise UnsupportedLayer(f"no limit is derived for {type(layer).__name__}")
 
@@ -236,6 +240,36 @@ def softmax(layer: Softmax, x: Array, w: Mapping[str, Array], before: Allowance)
         for e in (before.limit, before.typical)
     )
     return _rounded(1, scale, limit, typical)
+
+
+@propagate.register
+def residual(
+    layer: Residual, x: tuple[Array, Array], w: Mapping[str, Array], before: tuple[Allowance, Allowance]
+) -> Allowance:
+    """A sum rounds once. Its terms have errors in common, and may meet both at their limits."""
+    body, shortcut = before
+    scale = np.abs(x[0] + x[1])
+    return _rounded(2, scale, body.limit + shortcut.limit, body.typical + shortcut.typical)
+
+
+@propagate.register
+def concat(
+    layer: Concat, x: tuple[Array, ...], w: Mapping[str, Array], before: tuple[Allowance, ...]
+) -> Allowance:
+    return Allowance(*(np.concatenate(parts, axis=1) for parts in zip(*(b[:2] for b in before), strict=True)))
+
+
+@propagate.register
+def scale(
+    layer: Scale, x: tuple[Array, Array], w: Mapping[str, Array], before: tuple[Allowance, Allowance]
+) -> Allowance:
+    """Each factor's error times the other factor, and of the two errors the product."""
+    (a, b), (left, right) = map(np.abs, x), before
+    limit, typical = (
+        a * of_b + b * of_a + of_a * of_b
+        for of_a, of_b in ((left.limit, right.limit), (left.typical, right.typical))
+    )
+    return _rounded(2, a * b, limit, typical)
 
 
 def _mean(layer: Layer, count: int, x: Array, w: Mapping[str, Array], before: Allowance) -> Allowance:

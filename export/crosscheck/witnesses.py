@@ -6,7 +6,6 @@ All of them give outputs, every layer's output as far as they show it, and one l
 from __future__ import annotations
 
 from functools import cached_property
-from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +20,7 @@ from export.crosscheck.judgement import logit_path
 from export.graph import INPUT
 from export.session import Session
 from zoo.errors import CheckFailed
-from zoo.model import Model
+from zoo.model import IMAGE, Model
 
 EVALUATOR_IMAGES = 64  # for onnx's evaluator, which takes its time
 
@@ -79,16 +78,20 @@ class GraphWitness:
         name = self.tensors.get(logit_path(self.model))
         return None if name is None else self._inside.run(images, [name])[name]
 
-    def alone(self, path: str, x: np.ndarray) -> np.ndarray | None:
-        """The output of one layer, cut out of the graph; None where the graph does not show it."""
-        paths = [node.path for node in self.model.walk()]
-        before = {path: self.tensors.get(b) for b, path in pairwise(paths)}
-        source, target = before.get(path, INPUT), self.tensors.get(path)
-        if source is None or target is None:
+    def alone(self, path: str, *inputs: np.ndarray) -> np.ndarray | None:
+        """The output of one layer, cut out of the graph; None where the graph does not show it.
+
+        inputs: as many as the layer takes.
+        """
+        tensors = {IMAGE: INPUT, **self.tensors}
+        node = next(node for node in self.model.walk() if node.path == path)
+        target = tensors.get(path)
+        if target is None or any(source not in tensors for source in node.inputs):
             return None
-        if source == target:
-            return x
-        return Session(cut(self.proto, source, target), self.optimize).predict(x)
+        given = {tensors[source]: x for source, x in zip(node.inputs, inputs, strict=True)}
+        if target in given:
+            return given[target]
+        return Session(cut(self.proto, list(given), target), self.optimize).predict(given)
 
 
 class LRN(OpRun):

@@ -161,6 +161,7 @@ def _described(spec: Model) -> dict[str, Any]:
             "output_shape": list(node.output_shape),
             "parameters": node.parameters,
             "macs": node.macs,
+            "inputs": [path or "image" for path in node.inputs],
             "input_shape": list(node.input_shape),
             "formula": node.formula,
             "share": node.parameters / max(1, spec.parameters),
@@ -193,7 +194,9 @@ def _print_tables(spec: Model) -> None:
             share = f"{100 * node.parameters / spec.parameters:.1f} %"
             parameters = (f"{node.parameters:,}", f"= {node.formula}", share)
         macs, field = f"{node.macs:,}" if node.macs else "", shape(seen[node.path])
-        rows.append((node.path, fields_of(node.layer), shape(node.output_shape), *parameters, macs, field))
+        joined = f" of {', '.join(path or 'image' for path in node.inputs)}" if len(node.inputs) > 1 else ""
+        described = fields_of(node.layer) + joined
+        rows.append((node.path, described, shape(node.output_shape), *parameters, macs, field))
     all_of_them = "100 %" if spec.parameters else ""
     total = ("total", "", "", f"{spec.parameters:,}", "", all_of_them, f"{spec.macs:,}", "")
     lines = terminal.table(header, [*rows, total]).splitlines()
@@ -216,13 +219,13 @@ def _print_tables(spec: Model) -> None:
 
 
 def fields_of(layer: Any) -> str:
-    """A layer or optimiser without its name and empty fields: Conv2d(filters=16, ...)."""
+    """A layer or optimiser without its name, its default fields and its branches: Conv2d(filters=16, ...)."""
     import dataclasses
 
     shown = []
     for field in dataclasses.fields(layer):
         value = getattr(layer, field.name)
-        if field.name == "name" or value == field.default:
+        if field.name == "name" or value == field.default or "Chain" in str(field.type):
             continue
         if isinstance(value, tuple):
             alike = len(set(value)) == 1
