@@ -33,6 +33,7 @@ from zoo.layers import (
     GlobalAvgPool2d,
     HardSigmoid,
     HardSwish,
+    Join,
     Layer,
     LeakyReLU,
     LocalResponseNorm,
@@ -57,7 +58,7 @@ from zoo.weights import Weights, init_weights
 
 T = TypeVar("T")
 
-MOST_LAYERS = 6  # before a closing Flatten and a Softmax
+MOST_LAYERS = 6  # before a closing Flatten and a Softmax; a branch that comes last may be longer
 MOST_IN_BRANCH = 2
 LARGEST_SIDE = 14  # of the input
 SCALES = (1.0, 0.3, 0.01, 3.0, 30.0)
@@ -136,8 +137,8 @@ def random_model(choose: Chooser) -> Model:
         rule = choose.choice(_IMAGE if len(shape) == 3 else _VECTOR)
         if rule is None:
             break
-        layers.append(rule(choose, shape))
-        shape = layers[-1].output_shape(shape)
+        given = _given(choose, rule, shape)
+        layers, shape = [*layers, *given], through(given, shape)
     if not layers or (labelled and len(shape) == 3):
         layers.append(Flatten())
         shape = layers[-1].output_shape(shape)
@@ -191,6 +192,14 @@ def _named(layers: list[Layer], choose: Chooser) -> tuple[Layer, ...]:
             index = choose.integer(0, len(layers) - 1)
             layers[index] = replace(layers[index], name=choose.choice(names))
     return tuple(layers)
+
+
+def _given(choose: Chooser, rule: _Rule, shape: Shape) -> tuple[Layer, ...]:
+    """The layer that a rule gives; instead of a join sometimes its longest branch, which is simpler."""
+    layer = rule(choose, shape)
+    if isinstance(layer, Join) and choose.choice((True, False, False)):
+        return max(layer.chains().values(), key=len)
+    return (layer,)
 
 
 # One rule per layer, in the order of zoo/layers.py.
@@ -341,8 +350,8 @@ def _branch(choose: Chooser, shape: Shape, least: int = 0) -> tuple[Layer, ...]:
     layers = list[Layer]()
     for _ in range(choose.integer(least, MOST_IN_BRANCH)):
         rules = [rule for rule in (_IMAGE if len(shape) == 3 else _VECTOR) if rule is not None]
-        layers.append(choose.choice(rules)(choose, shape))
-        shape = layers[-1].output_shape(shape)
+        given = _given(choose, choose.choice(rules), shape)
+        layers, shape = [*layers, *given], through(given, shape)
     return tuple(layers)
 
 

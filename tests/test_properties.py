@@ -83,7 +83,7 @@ def test_every_setting_occurs() -> None:
     assert any(sum(isinstance(layer, Dense) for layer in model.layers) > 2 for model in MODELS)
     assert any(layer.name for model in MODELS for layer in model.layers)
     assert all(not isinstance(layer, Softmax) for model in MODELS for layer in model.layers[:-1])
-    assert max(len(model.layers) for model in MODELS) == specs.MOST_LAYERS + 2
+    assert max(len(model.layers) for model in MODELS) >= specs.MOST_LAYERS + 2
     fan_in = [
         weight.fan_in
         for model in MODELS
@@ -319,7 +319,7 @@ def test_a_planted_fault_shrinks(fault: str, hypothesis: Any, faulty: Workers, t
         plant(faulty, None)
     text = (tmp_path / "semantics.py").read_text()
     assert text in str(failure.value)
-    layers = model_in(text).layers
+    layers = [node.layer for node in model_in(text).walk()]
     assert kind in {type(layer) for layer in layers}
     assert len(layers) <= most, layers
     search(hypothesis, 40, checks, tmp_path, ["torch"])

@@ -20,7 +20,7 @@ A model without labels has neither logits nor decisions.
 from export.crosscheck.comparison import Comparison, Decisions, compare, decide, outer_limit
 from export.crosscheck.examination import examine
 from export.crosscheck.inputs import LAYER_IMAGES, layer_images, probes
-from export.crosscheck.judgement import JUDGE, Judgement, judge, logit_path
+from export.crosscheck.judgement import JUDGE, Judgement, judge, judge_layers, logit_path
 from export.crosscheck.limits import UNIT
 from export.crosscheck.verdict import (
     DIRECT,
@@ -65,6 +65,7 @@ __all__ = [
     "decide",
     "examine",
     "judge",
+    "judge_layers",
     "layer_images",
     "logit_path",
     "native_name",

@@ -157,6 +157,8 @@ class _Graph:
             names = (name for weight in weights for name in (weight, f"{weight}.T"))
             firsts = [taker for name in names for taker in self._takers.get(name, ())]
             firsts = [taker for taker in firsts if taker.op_type in groups[0]]
+        if isinstance(node.layer, ELU) and node.layer.alpha != 1:
+            firsts = [first for first in firsts if first.attribute]  # without: of alpha 1, scaled after it
         chains = [chain for first in firsts if (chain := self._chain(first, groups[1:], node))]
         ends = {chain[-1].output[0] for chain in chains if _own_constants(chain, node, self._constants)}
         return ends.pop() if len(ends) == 1 else None
