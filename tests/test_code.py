@@ -25,7 +25,7 @@ from backends.client import Worker
 from export import code
 from zoo import cli, machine
 from zoo.errors import InvalidInput, UnsupportedLayer
-from zoo.layers import LAYERS, Conv2d, Dense, Flatten, Layer, MaxPool2d, Normalize, ReLU, Softmax
+from zoo.layers import LAYERS, Conv2d, Dense, Flatten, Layer, MaxPool2d, Normalize, ReLU, ReLU6, Softmax
 from zoo.model import Model, iter_weights
 from zoo.randomness import uniform
 from zoo.weights import to_bytes
@@ -59,6 +59,7 @@ MODELS: dict[str, Model] = {
     **{name: zoo.get(name) for name in zoo.names("all")},
     **{f"row: {name}": model for name, model in ROWS},
     "hostile": HOSTILE,
+    "many": Model("m", (1, 2, 2), (*(ReLU() for _ in range(9)), ReLU6(), Flatten()), RECIPE, ()),
     "many labels": Model("m", (1, 6, 6), (Flatten(),), RECIPE, tuple(f"label {i}" for i in range(36))),
 }
 
