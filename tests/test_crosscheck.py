@@ -364,11 +364,14 @@ def test_a_file_that_does_not_show_a_layer_is_skipped(images: np.ndarray) -> Non
     proto = to_onnx(model, weights)
     hidden = next(node for node in proto.graph.node if node.name == "relu1")
     hidden.op_type = "Sigmoid"  # from here on no layer is where it should be
-    for node in proto.graph.node:  # and none has its name
+    for node in proto.graph.node:  # and none has its name, nor this one its weights'
         node.output[:] = [name if name == "logits" else f"t_{name}" for name in node.output]
         node.input[:] = [
             f"t_{x}" if f"t_{x}" in {o for n in proto.graph.node for o in n.output} else x for x in node.input
         ]
+        node.input[:] = ["kernel" if name == "conv2.weight" else name for name in node.input]
+    kernel = next(tensor for tensor in proto.graph.initializer if tensor.name == "conv2.weight")
+    kernel.name = "kernel"
     files = {"other": proto.SerializeToString()}
     report = export.verify(model, weights, [], images, files=files, layers=["conv2"])
     assert report.verdict("other").skipped == "it does not show conv2"
