@@ -7,6 +7,7 @@ that names it, and the user's own settings (KERAS_HOME, thread counts) do not re
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -24,6 +25,7 @@ import backends
 from backends import messages
 from backends.worker import HOME_PREFIX
 from zoo import data, errors, machine
+from zoo.checkpoints import Checkpoint
 from zoo.errors import InvalidInput, MachineError, NotSupported, WorkerDied, ZooError
 from zoo.model import Model
 from zoo.training import Progress, Trained
@@ -51,6 +53,7 @@ class Worker:
         """
         backends.require(backend)
         self.backend = backend
+        self.threads = threads or machine.threads()
         root = str(Path(backends.__file__).parents[1])
         self._home = ""
         try:
@@ -59,7 +62,7 @@ class Worker:
                 [sys.executable, "-P", "-c", _BOOT, root, backend],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env=self._environment(threads or machine.threads()),
+                env=self._environment(self.threads),
                 process_group=0,  # a terminal's interrupt is for the parent, who decides
             )
         except OSError as error:
@@ -74,6 +77,7 @@ class Worker:
             "OMP_WAIT_POLICY": "PASSIVE",
             **os.environ,
             "KERAS_HOME": self._home,
+            "TMPDIR": self._home,  # TensorFlow leaves code there
             "TORCHINDUCTOR_CACHE_DIR": self._home,
             "TORCHINDUCTOR_COMPILE_THREADS": "1",
             "MPLCONFIGDIR": self._home,  # keras imports matplotlib where there is one
@@ -110,9 +114,10 @@ class Worker:
         do: str,
         arrays: Mapping[str, np.ndarray] | None = None,
         progress: Progress | None = None,
+        keep: Callable[[Checkpoint], None] | None = None,
         **fields: Any,
     ) -> tuple[dict[str, Any], messages.Arrays]:
-        """Send one request and wait for its answer.
+        """Send one request and wait for its answer; progress and checkpoints may come before it.
 
         Raises the ZooError that the worker met, WorkerDied (or MachineError, if it was killed for
         memory) if the process ended, and WorkerDied with the inner error for a bug in it.
@@ -124,10 +129,14 @@ class Worker:
             messages.send(stdin, {"do": do, **fields}, arrays)
             while True:
                 answer, tensors = messages.receive(stdout)
-                if "progress" not in answer:
+                if "progress" in answer:
+                    if progress:
+                        progress(*answer["progress"])
+                elif "checkpoint" in answer:
+                    if keep:
+                        keep(Checkpoint.from_dict(answer["checkpoint"], tensors))
+                else:
                     break
-                if progress:
-                    progress(*answer["progress"])
         except (EOFError, BrokenPipeError):
             raise self._death(do) from None
         if "error" in answer:
@@ -146,6 +155,10 @@ class Worker:
             return MachineError(f"{what}: killed, as happens when memory runs out", "", "free some memory")
         reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return WorkerDied(f"{what}: {reason}")
+
+    def interrupt(self) -> None:
+        """Ask the training that is under way to stop after its step; it answers with Interrupted."""
+        self._process.send_signal(signal.SIGINT)
 
     @property
     def alive(self) -> bool:
@@ -184,10 +197,16 @@ class Workers:
                 stack.callback(worker.close)
 
     @contextlib.contextmanager
-    def use(self, name: str) -> Iterator[Worker]:
-        """The worker of a backend. An error ends it, and so does a request during which it died."""
+    def use(self, name: str, threads: int | None = None) -> Iterator[Worker]:
+        """The worker of a backend. An error ends it, and so does a request during which it died.
+
+        threads: what it computes with, where that must not be left to the machine.
+        """
+        wanted = threads or self._threads or machine.threads()
+        if name in self._running and self._running[name].threads != wanted:
+            self._end(name)
         if name not in self._running:
-            self._running[name] = Worker(name, self._threads)
+            self._running[name] = Worker(name, wanted)
         try:
             yield self._running[name]
         except BaseException:
@@ -279,10 +298,30 @@ class RemoteNetwork:
         """See zoo.network.ComparableNetwork."""
         self.worker.ask("change_layout")
 
-    def train(self, *, seed: int, epochs: int, progress: Progress | None = None) -> Trained:
-        """Train on the data that the worker was sent; see zoo.training.train."""
+    def train(
+        self,
+        *,
+        seed: int,
+        epochs: int,
+        progress: Progress | None = None,
+        keep: Callable[[Checkpoint], None] | None = None,
+        checkpoint_seconds: float = math.inf,
+        start: Checkpoint | None = None,
+    ) -> Trained:
+        """Train on the data that the worker was sent; see zoo.training.train.
+
+        keep: gets a checkpoint every so many seconds at most, and at the end.
+        """
         fields, tensors = self.worker.ask(
-            "train", None, progress, model=self.model.to_dict(), seed=seed, epochs=epochs
+            "train",
+            start.tensors if start else None,
+            progress,
+            keep,
+            model=self.model.to_dict(),
+            seed=seed,
+            epochs=epochs,
+            checkpoint_seconds=checkpoint_seconds,
+            start=start.to_dict() if start else None,
         )
         parts: dict[str, dict[str, np.ndarray]] = {"weights": {}, "best": {}}
         for name, array in tensors.items():

@@ -777,13 +777,15 @@ class KerasNetwork:
         recipe: Recipe,
         on_step: OnStep,
         seed: int = 0,
+        done: int = 0,
     ) -> None:
         """One epoch of Keras' compiled training over images[order]."""
         with _precision(self.dtype):
             self._compile(recipe)
-            self._seed_dropout(seed)
+            if not done:
+                self._seed_dropout(seed)
             size = recipe.batch_size
-            for step, start in enumerate(range(0, len(order), size), start=1):
+            for step, start in enumerate(range(done * size, len(order), size), start=done + 1):
                 batch = order[start : start + size]
                 self._give_masks(seed, step, len(batch))
                 x = images[batch].astype(self.dtype, copy=False)
@@ -797,12 +799,15 @@ class KerasNetwork:
                 yield node, node.layer
 
     def _seed_dropout(self, seed: int) -> None:
-        for node, layer in self._dropouts():
-            if not layer.rate:
-                continue  # Keras gives it no generator
-            draw = raw_bits(seed, node.path, 2) >> np.uint64(33)
-            generator = self.network.get_layer(node.path).seed_generator
+        for path, generator in self._generators():
+            draw = raw_bits(seed, path, 2) >> np.uint64(33)
             generator.state.assign(draw.astype(generator.state.dtype))
+
+    def _generators(self) -> Iterator[tuple[str, Any]]:
+        """The generators of all dropouts, by path; one that drops nothing has none."""
+        for node, layer in self._dropouts():
+            if layer.rate:
+                yield node.path, self.network.get_layer(node.path).seed_generator
 
     def gradients(
         self, images: np.ndarray, labels: np.ndarray, seed: int = 0
@@ -863,8 +868,10 @@ class KerasNetwork:
         self._pending = {}
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Weights and the optimiser's variables ("optimizer:<path>")."""
+        """Weights, the optimiser's variables ("optimizer:<path>"), dropout's ("random:<path>")."""
         tensors = self.weights()
+        for path, generator in self._generators():
+            tensors[f"random:{path}"] = np.array(ops.convert_to_numpy(generator.state))
         if self._rule is not None:
             for variable in self._rule.variables:
                 tensors[f"optimizer:{variable.path}"] = np.array(ops.convert_to_numpy(variable))
@@ -873,6 +880,9 @@ class KerasNetwork:
     def restore(self, tensors: Mapping[str, np.ndarray], data: Mapping[str, Any]) -> None:
         """Take weights and the optimiser's variables; the optimiser itself comes with the recipe."""
         self._load(tensors)
+        for path, generator in self._generators():
+            if f"random:{path}" in tensors:
+                generator.state.assign(tensors[f"random:{path}"])
         self._rule = None
         prefix = "optimizer:"
         self._pending = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -21,7 +21,7 @@ def send(
     stream: IO[bytes], fields: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None
 ) -> None:
     """Write one message. Arrays may be of any numeric dtype and shape."""
-    tensors = {name: np.ascontiguousarray(array) for name, array in (arrays or {}).items()}
+    tensors = {name: np.asarray(array, order="C") for name, array in (arrays or {}).items()}
     body = safetensors.numpy.save(tensors, metadata={"message": json.dumps(fields)})
     stream.write(struct.pack("<Q", len(body)))
     stream.write(body)

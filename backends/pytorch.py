@@ -66,6 +66,7 @@ from zoo.weights import check
 CHUNK = 500  # images at a time in inference
 OPSET = 18
 MINIMUM = (2, 15)  # torch, as pyproject.toml promises
+SLOT, RANDOM = "optimizer:", "random:torch"  # in a state; no layer's name has a colon
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -408,6 +409,7 @@ class TorchNetwork:
         self._optimizer: torch.optim.Optimizer | None = None
         self._recipe: Optimizer | None = None
         self._slots: dict[int, dict[str, Tensor]] = {}  # of a restored state, not yet taken up
+        self._random: Tensor | None = None  # so, too
         self._load(check(model, weights))
 
     def _load(self, weights: Mapping[str, np.ndarray]) -> None:
@@ -480,15 +482,20 @@ class TorchNetwork:
         recipe: Recipe,
         on_step: OnStep,
         seed: int = 0,
+        done: int = 0,
     ) -> None:
         """One epoch of autograd and torch.optim over images[order]."""
         step_rule = self._optimizer_for(recipe.optimizer)
         x_all, y_all = torch.from_numpy(images), torch.from_numpy(labels)
-        indices = torch.from_numpy(np.ascontiguousarray(order))
+        indices, size = torch.from_numpy(np.ascontiguousarray(order)), recipe.batch_size
         self.module.train()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for step, batch in enumerate(indices.split(recipe.batch_size), start=1):
+            if done and self._random is not None:
+                torch.set_rng_state(self._random)
+            else:
+                torch.manual_seed(seed)
+            for step, start in enumerate(range(done * size, len(order), size), start=done + 1):
+                batch = indices[start : start + size]
                 x, y = self._layout(x_all[batch].to(self.dtype)), y_all[batch]
                 self._give_masks(seed, step, len(y))
                 output = self.module(x)
@@ -538,26 +545,26 @@ class TorchNetwork:
         self.module.to(memory_format=layout)
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Weights and the optimiser's tensors ("optimizer.<i>.<name>")."""
-        tensors = self.weights()
+        """Weights, the optimiser's tensors ("optimizer:<i>:<name>"), and torch's generator."""
+        tensors = {**self.weights(), RANDOM: torch.get_rng_state().numpy().copy()}
         recipe = None
         if self._optimizer is not None and self._recipe is not None:
             recipe = repr(self._recipe)
             for index, slots in self._optimizer.state_dict()["state"].items():
                 for name, value in slots.items():
                     if value is not None:
-                        tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).numpy().copy()
+                        tensors[f"{SLOT}{index}:{name}"] = torch.as_tensor(value).numpy().copy()
         return tensors, {"optimizer": recipe}
 
     def restore(self, tensors: Mapping[str, np.ndarray], data: Mapping[str, Any]) -> None:
         """Take weights and the optimiser's tensors; the optimiser itself comes with the recipe."""
-        own = {k: v for k, v in tensors.items() if not k.startswith("optimizer.")}
-        self._load(own)
+        self._load({name: tensors[name] for name, _ in iter_weights(self.model)})
+        self._random = torch.tensor(tensors[RANDOM]) if RANDOM in tensors else None
         self._optimizer, self._recipe = None, None
         self._slots = {}
         for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".", 2)
+            if key.startswith(SLOT):
+                index, _, name = key.removeprefix(SLOT).partition(":")
                 self._slots.setdefault(int(index), {})[name] = torch.tensor(value)
 
     def _optimizer_for(self, recipe: Optimizer) -> torch.optim.Optimizer:
@@ -566,7 +573,12 @@ class TorchNetwork:
             self._recipe = recipe
             if self._slots:
                 groups = self._optimizer.state_dict()["param_groups"]
-                self._optimizer.load_state_dict({"state": self._slots, "param_groups": groups})
+                parameters = list(self.module.parameters())
+                slots = {
+                    index: {name: _laid_out(value, parameters[index]) for name, value in own.items()}
+                    for index, own in self._slots.items()
+                }
+                self._optimizer.load_state_dict({"state": slots, "param_groups": groups})
                 self._slots = {}
         return self._optimizer
 
@@ -603,6 +615,13 @@ class CompiledTorchNetwork(TorchNetwork):
     def export_native(self, path: str | Path) -> None:
         """Always raises NotSupported: torch exports the network as it was before."""
         raise NotSupported("torch exports a network, not its compiled program; see the backend torch")
+
+
+def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    """A tensor of an optimiser in its parameter's memory layout, in which it was before it was stored."""
+    if value.shape != parameter.shape:
+        return value  # a count of steps
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _chunks(images: np.ndarray) -> list[np.ndarray]:

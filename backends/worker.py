@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -19,6 +20,7 @@ import backends
 from backends import messages
 from backends.messages import Arrays
 from zoo import data, model, training
+from zoo.checkpoints import Checkpoint
 from zoo.errors import MachineError, NotSupported, ZooError
 from zoo.network import ComparableNetwork, Network
 from zoo.recipe import Recipe
@@ -30,9 +32,10 @@ HOME_PREFIX = "zoo-worker-"  # of the temporary folder that is a worker's KERAS_
 class Worker:
     """The requests that a client may make: one method each, (fields, arrays) in and out."""
 
-    def __init__(self, name: str, output: Any) -> None:
+    def __init__(self, name: str, output: Any, signals: list[int]) -> None:
         self.backend = backends.load(name)
         self.output = output
+        self.signals = signals  # that have come, and ask a training to stop
         self.network: Network | None = None
         self.recipe: Recipe | None = None
         self.split: data.Split | None = None
@@ -75,7 +78,11 @@ class Worker:
         return {}, {}
 
     def train(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
-        """Train the current network on the data; progress comes as messages in between."""
+        """Train the current network on the data; progress and checkpoints come as messages in between.
+
+        start: what a checkpoint holds beside its tensors, which are the request's arrays. SIGINT asks the
+        training to stop.
+        """
         last = [0.0]
 
         def progress(done: int, total: int, loss: float) -> None:
@@ -83,6 +90,9 @@ class Worker:
             if now - last[0] >= PROGRESS_SECONDS or done == total:
                 last[0] = now
                 messages.send(self.output, {"progress": [done, total, loss]})
+
+        def keep(checkpoint: Checkpoint) -> None:
+            messages.send(self.output, {"checkpoint": checkpoint.to_dict()}, checkpoint.tensors)
 
         spec, split = model.from_dict(fields["model"]), self.current_split()
         training.check_batches(spec, len(split.train_labels))
@@ -93,6 +103,8 @@ class Worker:
             seed=fields["seed"],
             epochs=fields["epochs"],
             progress=progress,
+            keeper=training.Keeper(keep, fields["checkpoint_seconds"], lambda: bool(self.signals)),
+            start=Checkpoint.from_dict(fields["start"], arrays) if fields["start"] else None,
         )
         tensors = {f"weights/{name}": array for name, array in trained.weights.items()}
         tensors |= {f"best/{name}": array for name, array in (trained.best or {}).items()}
@@ -174,6 +186,8 @@ def _serve() -> None:
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
+    signals: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: signals.append(number))
     worker: Worker | None = None
     while True:
         try:
@@ -182,7 +196,7 @@ def _serve() -> None:
             return
         try:
             if worker is None:
-                worker = Worker(sys.argv[1], output)
+                worker = Worker(sys.argv[1], output, signals)
             answer, tensors = getattr(worker, fields.pop("do"))(fields, arrays)
             messages.send(output, answer, tensors)
         except BrokenPipeError:

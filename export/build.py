@@ -1,7 +1,8 @@
 """The whole way of one run: train in a worker, export, cross-check, publish.
 
 A run is published only if every check passed. The same inputs are not trained again; other
-inputs train anew, after one line that says what differed.
+inputs train anew, after one line that says what differed. A training that was ended goes on from
+its last checkpoint, with the same bits as if it had not been.
 """
 
 from __future__ import annotations
@@ -22,8 +23,18 @@ import zoo
 from backends.client import RemoteNetwork, Workers
 from export import crosscheck, events
 from export.card import model_card
-from zoo import data, machine, pretrained, runs, training, weights
-from zoo.errors import CheckFailed, InvalidInput, MachineError, NotSupported, ZooError
+from zoo import checkpoints, data, machine, pretrained, runs, signals, training, weights
+from zoo.checkpoints import Checkpoint
+from zoo.errors import (
+    CheckFailed,
+    DataError,
+    Diverged,
+    Interrupted,
+    InvalidInput,
+    MachineError,
+    NotSupported,
+    ZooError,
+)
 from zoo.model import Model
 from zoo.training import Progress, Trained
 
@@ -40,6 +51,8 @@ class Options:
     first so many training images after the split. exporter: which graph is published as
     model.onnx, the spec's ("direct") or the framework's own ("native"). pretrained: take the
     weights of the package instead of training. tensorboard: write event files into the run as well.
+    resume: go on from a checkpoint; None: if it is of the same run, and not with force; True: or raise
+    what is wrong with it; False: never.
     """
 
     data: str = "auto"
@@ -53,12 +66,15 @@ class Options:
     device: str = "cpu"
     pretrained: bool = False
     tensorboard: bool = False
+    resume: bool | None = None
 
     def __post_init__(self) -> None:
         trained = {"--epochs": self.epochs, "--limit": self.limit, "--seed": self.seed or None}
         for option, value in trained.items() if self.pretrained else ():
             if value is not None:
                 raise InvalidInput("--pretrained does not train", option, "leave out one of the two")
+        if self.pretrained and self.resume:
+            raise InvalidInput("--pretrained does not train", "--resume", "leave out one of the two")
         if self.epochs is not None and self.epochs < 0:
             raise InvalidInput(f"{self.epochs} epochs", "--epochs", "give 0 (initial weights) or more")
         if self.limit is not None and self.limit < 1:
@@ -99,7 +115,8 @@ def build(
     """Build every model on every backend; one outcome each, in that order.
 
     A run that fails does not stop the others; its outcome holds the error. Raises
-    BackendUnavailable, DataError, InvalidInput and MachineError where nothing can be built at all.
+    BackendUnavailable, DataError, InvalidInput and MachineError where nothing can be built at all,
+    Interrupted at the first SIGINT or SIGTERM in a training, after its step and a checkpoint.
     say: gets lines for the user. bar: gives a progress callback for a named training.
     """
     for name in backend_names:
@@ -133,6 +150,8 @@ def build(
                     _build_one(model, name, dataset, inputs, options, outcome, workers, say, bar)
                     if options.tensorboard:
                         events.write(path)
+                except Interrupted:
+                    raise
                 except ZooError as error:
                     outcome.error = error
                     say(f"{model.name} {name}: {error}")
@@ -184,21 +203,63 @@ def _build_one(
         label = f"{model.name} {name}"
         reason = _why_anew(run, inputs, options)
         if reason == "":
-            outcome.report = json.loads(run.read("report.json"))
+            outcome.report = run.read_json("report.json")
             outcome.up_to_date = True
             say(f"{label}: up to date")
+            run.checkpoint.discard()
             return
-        if reason:
-            say(f"{label}: {reason}: {'building' if options.pretrained else 'training'} anew")
         if options.pretrained:
             report, files = _take_pretrained(model, name, dataset, inputs, options, workers, say)
         else:
-            report, files = _train(model, name, dataset, inputs, options, workers, say, bar)
+            start, inputs = _start(run, label, inputs, options, say)
+            if reason and start is None:
+                say(f"{label}: {reason}: training anew")
+            report, files = _train(run, start, model, name, dataset, inputs, options, workers, say, bar)
         run.publish(files, inputs)
+        run.checkpoint.discard()
         outcome.report = report
 
 
+def _start(
+    run: runs.Run, label: str, inputs: dict[str, Any], options: Options, say: Say
+) -> tuple[Checkpoint | None, dict[str, Any]]:
+    """The checkpoint to go on from, if there is one of this run, and the run's inputs with it.
+
+    They are the given ones but for the number of threads, which is the checkpoint's unless the user
+    has chosen another. One that does not serve is a line for the user, and with options.resume an error.
+    """
+    kept = run.checkpoint
+    if options.resume is False or (options.force and options.resume is None):
+        return None, inputs
+    try:
+        manifest = kept.manifest()
+        if manifest is None:
+            return None, inputs
+        before = manifest["inputs"]
+        if not machine.chosen_threads() and isinstance(before.get("threads"), int):
+            inputs = {**inputs, "threads": before["threads"]}
+        if differing := runs.differences(before, inputs):
+            raise InvalidInput(
+                f"the checkpoint is of another run: {'; '.join(differing)}",
+                kept.path,
+                "--no-resume trains anew",
+            )
+        start = checkpoints.load(run)
+    except (DataError, InvalidInput) as error:
+        if options.resume:
+            raise
+        say(f"{label}: {error.what}: it is left out")
+        return None, inputs
+    done = start.epoch > inputs["epochs"]
+    say(
+        f"{label}: {'trained before' if done else f'going on in epoch {start.epoch} after step {start.step}'}"
+    )
+    return start, inputs
+
+
 def _train(
+    run: runs.Run,
+    start: Checkpoint | None,
     model: Model,
     name: str,
     dataset: data.Dataset,
@@ -219,12 +280,27 @@ def _train(
             "--limit",
             "the recipe drops an incomplete batch: give more images",
         )
-    with workers.use(name) as worker:
+    with workers.use(name, inputs["threads"]) as worker:
         key = (held_out, options.seed, options.limit)
         network = worker.build(model, weights.init_weights(model, options.seed))
         workers.send_data(name, key, lambda: split)
-        with bar(label) if bar else nullcontext() as progress:
-            trained = network.train(seed=options.seed, epochs=inputs["epochs"], progress=progress)
+        with signals.orderly(worker.interrupt) as codes, bar(label) if bar else nullcontext() as progress:
+            try:
+                trained = network.train(
+                    seed=options.seed,
+                    epochs=inputs["epochs"],
+                    progress=progress,
+                    keep=lambda checkpoint: checkpoints.save(run, checkpoint, inputs),
+                    checkpoint_seconds=machine.checkpoint_seconds(),
+                    start=start,
+                )
+            except Diverged:
+                run.checkpoint.discard()  # it would diverge again
+                raise
+            except Interrupted as error:
+                raise Interrupted(error.what, f"{label}, {error.where}", code=codes[0]) from None
+        if codes:
+            raise Interrupted("interrupted before the checks", label, code=codes[0])
         say(f"{label}: trained in {trained.seconds:.1f} s, checking")
         return _check(model, name, network, trained, split, inputs, options)
 

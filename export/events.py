@@ -11,7 +11,6 @@ import contextlib
 import csv
 import importlib.util
 import io
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +62,7 @@ def write(path: Path) -> Path:
 
 def _fill(writer: SummaryWriter, run: runs.Run) -> None:
     model = parse_spec(run.read("spec.json"), str(run.path))
-    report = json.loads(run.read("report.json"))
+    report = run.read_json("report.json")
     for name, unit in (("history.csv", "step"), ("epochs.csv", "epoch")):
         for number, row in enumerate(csv.DictReader(io.StringIO(run.read(name).decode())), start=1):
             for column, value in row.items():

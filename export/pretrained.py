@@ -34,7 +34,7 @@ def ship(folder: Path, target: Path = pretrained.FOLDER) -> dict[str, Any]:
         model = registry.get(name)
         path = folder / name / BACKEND
         run = runs.Run(path)
-        report = json.loads(run.read("report.json"))
+        report = run.read_json("report.json")
         data = (run.manifest() or {})["inputs"]["data"]
         if data["name"] != "mnist" or data["limit"] or report["epochs"] != model.recipe.epochs:
             raise InvalidInput("not the documented recipe on the whole of MNIST", path)

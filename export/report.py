@@ -8,7 +8,6 @@ resource in it; text from specs and reports is escaped by the template engine.
 from __future__ import annotations
 
 import base64
-import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -129,9 +128,9 @@ def _read(path: Path) -> Entry:
         raise DataError("no finished run here", path)
     contents = {name: run.read(name) for name in manifest["files"]}
     try:
-        report = json.loads(contents["report.json"])
+        report = run.read_json("report.json")
         model = parse_spec(contents["spec.json"], str(path))
-    except (KeyError, ValueError):
+    except KeyError:
         raise DataError("not a run of the zoo", path, "build it again with --force") from None
     pictures = {
         name: "data:image/png;base64," + base64.b64encode(contents[name]).decode()

@@ -87,6 +87,14 @@ class Diverged(ZooError):
     code = 6
 
 
+class Interrupted(ZooError):
+    """A command was asked to stop, by SIGINT (130) or SIGTERM (143), and left its work in order."""
+
+    def __init__(self, what: str, where: object = "", hint: str = "", code: int = 130) -> None:
+        super().__init__(what, where, hint)
+        self.code = code
+
+
 class NotSupported(ZooError):
     """Something that a backend cannot do, with its reason: for example a native export."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from zoo.errors import MachineError
 
 MOST_THREADS = 256
+CHECKPOINT_SECONDS = 5.0
 DISTRIBUTIONS = ("cnn-zoo", "numpy", "onnx", "onnxruntime", "safetensors")
 
 
@@ -20,9 +21,8 @@ def threads() -> int:
 
     ZOO_THREADS, a positive integer, overrides it; anything else there is ignored.
     """
-    wish = os.environ.get("ZOO_THREADS", "")
-    if wish.isdecimal() and 0 < int(wish) <= MOST_THREADS:
-        return int(wish)
+    if wish := chosen_threads():
+        return wish
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -31,6 +31,24 @@ def threads() -> int:
     except (OSError, ValueError):
         pass  # no cgroup v2 here
     return min(count, MOST_THREADS)
+
+
+def checkpoint_seconds() -> float:
+    """The least time between two checkpoints of a training: ZOO_CHECKPOINT_SECONDS, or 5 s.
+
+    0 is a checkpoint after every step.
+    """
+    try:
+        seconds = float(os.environ.get("ZOO_CHECKPOINT_SECONDS", ""))
+    except ValueError:
+        return CHECKPOINT_SECONDS
+    return seconds if seconds >= 0 else CHECKPOINT_SECONDS  # not for NaN
+
+
+def chosen_threads() -> int | None:
+    """The number of threads that ZOO_THREADS asks for; None if it asks for none."""
+    wish = os.environ.get("ZOO_THREADS", "")
+    return int(wish) if wish.isdecimal() and len(wish) <= 3 and 0 < int(wish) <= MOST_THREADS else None
 
 
 def version(distribution: str) -> str | None:

@@ -46,16 +46,21 @@ class Network(Protocol):
         recipe: Recipe,
         on_step: OnStep,
         seed: int = 0,
+        done: int = 0,
     ) -> None:
         """One epoch over images[order] in batches, as the recipe says.
 
         labels: integers (N,). order: the indices of the images in the order of training.
         seed: feeds the stochastic layers of this epoch, so that an epoch is a pure function of
-        the state before it and these arguments.
+        the state before it and these arguments. done: so many steps were done before, by a network
+        whose state after them was restored; only the others follow, as they would have there.
         """
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Everything that training goes on from: tensors (weights, optimiser) and JSON data."""
+        """Everything that training goes on from: tensors (weights, optimiser, generators), JSON data.
+
+        May be called in `on_step` as well.
+        """
 
     def restore(self, tensors: Mapping[str, np.ndarray], data: Mapping[str, Any]) -> None:
         """Go back to a state given by `state`."""

@@ -1,4 +1,4 @@
-"""A run: one folder per model and backend that appears whole or not at all.
+"""A run: one folder per model and backend that appears whole or not at all; so does its checkpoint.
 
 `publish` writes every file into a folder beside the final one, the manifest of SHA-256 last, and
 then swaps the folders by renaming: the old run goes aside, the new one takes its place, the old
@@ -22,6 +22,7 @@ from zoo.errors import DataError, InvalidInput, MachineError
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 1_000_000  # bytes
 NEW, OLD = ".zoo-new", ".zoo-old"  # folders in a swap; they are removed, so no user may have such names
+CHECKPOINT = ".zoo-checkpoint"  # so, too
 
 
 class Run:
@@ -31,6 +32,11 @@ class Run:
         self.path = Path(path)
         self._new = self.path.with_name(f".{self.path.name}{NEW}")
         self._old = self.path.with_name(f".{self.path.name}{OLD}")
+
+    @property
+    def checkpoint(self) -> Run:
+        """The folder beside the run that holds the checkpoint of its training; the run's lock is its lock."""
+        return Run(self.path.with_name(f".{self.path.name}{CHECKPOINT}"))
 
     @contextmanager
     def lock(self, say: Callable[[str], None] | None = None) -> Iterator[None]:
@@ -53,6 +59,7 @@ class Run:
             raise self._failure(error) from None
         try:
             self._settle()
+            self.checkpoint._settle()
             self._check_place()
             yield
         finally:
@@ -115,8 +122,20 @@ class Run:
                 self._settle()
             raise self._failure(error) from None
 
+    def discard(self) -> None:
+        """Remove the folder, its manifest first. Call it under `lock`; raises MachineError."""
+        try:
+            (self.path / MANIFEST).unlink(missing_ok=True)
+            if self.path.exists():
+                shutil.rmtree(self.path)
+        except OSError as error:
+            raise self._failure(error) from None
+
     def manifest(self) -> dict[str, Any] | None:
-        """The manifest, or None if there is no finished run; raises DataError if it is damaged."""
+        """The manifest, or None if there is no finished run.
+
+        Raises DataError if it is damaged, MachineError if the disk fails.
+        """
         path = self.path / MANIFEST
         try:
             with path.open("rb") as file:
@@ -130,7 +149,7 @@ class Run:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise DataError(f"cannot read the manifest: {error.strerror}", path) from None
+            raise _unreadable(error, path) from None
         except (ValueError, KeyError, TypeError, RecursionError):
             raise DataError("the manifest is damaged", path, "build the run again with --force") from None
         return data
@@ -138,7 +157,8 @@ class Run:
     def read(self, name: str) -> bytes:
         """The content of one file, checked against the manifest before anyone parses it.
 
-        Raises DataError if there is no such run or file, or if the file was altered.
+        Raises DataError if there is no such run or file, or if the file was altered, MachineError if the
+        disk fails.
         """
         manifest = self.manifest()
         if manifest is None:
@@ -149,10 +169,20 @@ class Run:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise DataError(f"cannot read: {error.strerror}", path, "build it again with --force") from None
+            raise _unreadable(error, path) from None
         if hashlib.sha256(content).hexdigest() != manifest["files"][name]["sha256"]:
             raise DataError("the file was altered after it was written", path, "build it again with --force")
         return content
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The object in one of the run's JSON files; raises what `read` does, DataError if it holds none."""
+        try:
+            data = json.loads(self.read(name))
+        except (ValueError, RecursionError):
+            data = None
+        if not isinstance(data, dict):
+            raise DataError("not a run of the zoo", self.path / name, "build it again with --force")
+        return data
 
     def is_sound(self) -> bool:
         """Whether there is a finished run whose every file is as it was written."""
@@ -179,6 +209,7 @@ def find(out: Path, model: str, folder: str | None = None) -> Path | None:
     except OSError:
         return None
     names = {name.removeprefix(".").removesuffix(OLD).removesuffix(NEW) for name in children}
+    names = {name for name in names if not name.endswith(CHECKPOINT)}
     runs = [Run(out / model / name) for name in sorted(names) if folder in (None, name)]
     for run in runs:
         run.recover()
@@ -195,8 +226,12 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise InvalidInput("not the name of a file", str(path), "give a file name")
     if path.exists() and not path.is_file():
         raise InvalidInput("not a regular file", path, "give another name")
-    new = path.with_name(f".{path.name}.{os.getpid()}{NEW}")
+    own = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]  # a long name has no room for more
+    new = path.with_name(f".{own}.{os.getpid()}{NEW}")
     try:
+        for left in path.parent.glob(f".{own}.*{NEW}"):
+            if not _alive(left.name.split(".")[2]):
+                left.unlink(missing_ok=True)
         _write(new, content)
         new.replace(path)
         _sync_folder(path.parent)
@@ -217,6 +252,25 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
             shown = [str(x)[:12] if "sha256" in key else json.dumps(x) for x in (a, b)]
             found.append(f"{prefix}{key} was {shown[0]}, now {shown[1]}")
     return found
+
+
+def _alive(process: str) -> bool:
+    """Whether a process with this number runs here."""
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True
+
+
+def _unreadable(error: OSError, path: Path) -> DataError | MachineError:
+    """What it means that a file of a run cannot be read: another thing lies there, or the machine fails."""
+    what = f"cannot read: {error.strerror}"
+    if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
+        return DataError(what, path, "build it again with --force")
+    return MachineError(what, path)
 
 
 def _write(path: Path, content: bytes) -> None:

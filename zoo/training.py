@@ -3,6 +3,7 @@
 The same (model, weights, data, seed) gives every backend the same batches in the same order:
 the order is made here, from (seed, epoch), and handed over. Weights after the last epoch are the
 result, as documented; where the recipe holds out validation images, the best epoch's are kept too.
+A training that was ended between two steps goes on from a checkpoint as if it had not been.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from zoo.checkpoints import BEST, Checkpoint
 from zoo.data import Split
-from zoo.errors import Diverged, InvalidInput
+from zoo.errors import Diverged, Interrupted, InvalidInput
 from zoo.layers import BatchNorm
 from zoo.model import Model
 from zoo.network import Network
@@ -127,6 +129,42 @@ def train_step(
     return losses[0], batch
 
 
+class Keeper:
+    """Decides after every step whether a training is to be kept, and whether it is to stop.
+
+    Keeping takes at most one part in SHARE of the time: the next checkpoint waits SHARE times as long as
+    the last one took, and `seconds` at least. With 0 seconds every step is kept, whatever it costs. A
+    training that is asked to stop is kept at once.
+    """
+
+    SHARE = 100
+
+    def __init__(
+        self, save: Callable[[Checkpoint], None], seconds: float = 5.0, stopped: Callable[[], bool] = bool
+    ) -> None:
+        self._save = save
+        self._seconds = seconds
+        self._stopped = stopped
+        self._cost = 0.0
+        self._last = time.perf_counter()
+
+    def due(self) -> bool:
+        """Whether now is the time for a checkpoint."""
+        passed = time.perf_counter() - self._last
+        wait = max(self._seconds, self.SHARE * self._cost) if self._seconds else 0.0
+        return self._stopped() or passed >= wait
+
+    def keep(self, checkpoint: Callable[[], Checkpoint]) -> None:
+        """Save a checkpoint; raises Interrupted after it if the training is to stop."""
+        started = time.perf_counter()
+        made = checkpoint()
+        self._save(made)
+        self._last = time.perf_counter()
+        self._cost = self._last - started
+        if self._stopped():
+            raise Interrupted("training was interrupted", f"epoch {made.epoch}, step {made.step}")
+
+
 def train(
     network: Network,
     recipe: Recipe,
@@ -135,78 +173,156 @@ def train(
     seed: int,
     epochs: int,
     progress: Progress | None = None,
+    keeper: Keeper | None = None,
+    start: Checkpoint | None = None,
 ) -> Trained:
     """Train a network in this process and evaluate it.
 
+    keeper: gets checkpoints, the last one when all epochs are done. start: the checkpoint to go on from,
+    of a training with the same arguments, and with the same bits as if it had never ended.
     Raises Diverged (with epoch, step, learning rate and last finite loss) at the first loss that
-    is not finite.
+    is not finite, Interrupted where the keeper is asked to stop.
     """
-    history: list[tuple[Any, ...]] = []
-    rows: list[tuple[Any, ...]] = []
-    best: Weights | None = None
-    best_epoch: int | None = None
-    best_accuracy = -1.0
-    count = len(data.train_labels)
-    total = recipe.steps(count) * epochs
-    started = time.perf_counter()
-    for epoch in range(1, epochs + 1):
-        first = len(history)
+    training = _Training(network, recipe, data, seed, epochs, progress, keeper)
+    if start is not None:
+        training.go_on_from(start)
+    return training.run()
 
-        def on_step(step: int, loss: float, batch_accuracy: float, epoch: int = epoch) -> None:
+
+class _Training:
+    """A training under way."""
+
+    def __init__(
+        self,
+        network: Network,
+        recipe: Recipe,
+        data: Split,
+        seed: int,
+        epochs: int,
+        progress: Progress | None,
+        keeper: Keeper | None,
+    ) -> None:
+        self.network = network
+        self.recipe = recipe
+        self.data = data
+        self.seed = seed
+        self.epochs = epochs
+        self.progress = progress
+        self.keeper = keeper
+        self.epoch, self.done = 1, 0  # the next step is the one after `done` of this epoch
+        self.history: list[tuple[Any, ...]] = []
+        self.rows: list[tuple[Any, ...]] = []
+        self.best: Weights | None = None
+        self.best_epoch: int | None = None
+        self.best_accuracy = -1.0
+        self.started = time.perf_counter()
+
+    def go_on_from(self, start: Checkpoint) -> None:
+        """Take up everything that a checkpoint holds."""
+        tensors = {name: array for name, array in start.tensors.items() if not name.startswith(BEST)}
+        self.network.restore(tensors, start.network)
+        self.epoch, self.done = start.epoch, start.step
+        self.history, self.rows = list(start.history), list(start.epochs)
+        self.best, self.best_epoch, self.best_accuracy = start.best, start.best_epoch, start.best_accuracy
+        self.started -= start.seconds
+
+    def run(self) -> Trained:
+        """Train what remains, and evaluate."""
+        while self.epoch <= self.epochs:
+            self._train_epoch()
+            self._end_epoch()
+            self.epoch, self.done = self.epoch + 1, 0
+            if self.keeper and (self.epoch > self.epochs or self.keeper.due()):
+                self.keeper.keep(self._checkpoint)
+        seconds = time.perf_counter() - self.started
+        accuracies, losses = {}, {}
+        for part in ("train", "validation", "test"):
+            accuracies[part], losses[part] = self._evaluate(part)
+        return Trained(
+            self.network.weights(),
+            self.best,
+            self.best_epoch,
+            accuracies,
+            losses,
+            seconds,
+            self.history,
+            self.rows,
+        )
+
+    def _train_epoch(self) -> None:
+        """The steps of the epoch that are not done yet."""
+        images, labels = self.data.train_images, self.data.train_labels
+        total = self.recipe.steps(len(labels)) * self.epochs
+
+        def on_step(step: int, loss: float, batch_accuracy: float) -> None:
             if not math.isfinite(loss):
-                last = history[-1][2] if history else "none"
+                last = self.history[-1][2] if self.history else "none"
                 raise Diverged(
                     f"the loss is {loss} (last finite one {last})",
-                    f"epoch {epoch}, step {step}",
-                    f"lower the learning rate, now {recipe.optimizer.learning_rate:g}",
+                    f"epoch {self.epoch}, step {step}",
+                    f"lower the learning rate, now {self.recipe.optimizer.learning_rate:g}",
                 )
-            history.append((epoch, step, loss, batch_accuracy))
-            if progress:
-                progress(len(history), total, loss)
+            self.history.append((self.epoch, step, loss, batch_accuracy))
+            self.done = step
+            if self.progress:
+                self.progress(len(self.history), total, loss)
+            if self.keeper and self.keeper.due():
+                self.keeper.keep(self._checkpoint)
 
-        order = batch_order(recipe, seed, epoch, count)
-        network.train_epoch(
-            data.train_images, data.train_labels, order, recipe, on_step, epoch_seed(seed, epoch)
-        )
-        losses = np.array([row[2] for row in history[first:]])
-        accuracies = np.array([row[3] for row in history[first:]])
-        sizes = np.full(len(losses), recipe.batch_size)
-        sizes[-1] = len(order) - sizes[:-1].sum()
-        validation_accuracy = None
-        if len(data.validation_labels):
-            outputs = network.predict(data.validation_images)
-            validation_accuracy = accuracy(outputs, data.validation_labels)
-            if validation_accuracy > best_accuracy:
-                best, best_epoch, best_accuracy = network.weights(), epoch, validation_accuracy
-        outputs = network.predict(data.test_images)
-        test_loss = cross_entropy(outputs, data.test_labels)
-        if not math.isfinite(test_loss):  # the last step went astray after its own loss was taken
+        order = batch_order(self.recipe, self.seed, self.epoch, len(labels))
+        seed = epoch_seed(self.seed, self.epoch)
+        self.network.train_epoch(images, labels, order, self.recipe, on_step, seed, self.done)
+
+    def _end_epoch(self) -> None:
+        """Validate, and add the epoch's row; raises Diverged if the test loss is not finite."""
+        losses, accuracies = np.array([row[2:] for row in self.history if row[0] == self.epoch]).T
+        count = len(self.data.train_labels)
+        sizes = np.full(len(losses), self.recipe.batch_size)
+        sizes[-1] = min(count, len(losses) * self.recipe.batch_size) - sizes[:-1].sum()
+        validation_accuracy, _ = self._evaluate("validation")
+        if validation_accuracy is not None and validation_accuracy > self.best_accuracy:
+            self.best, self.best_epoch = self.network.weights(), self.epoch
+            self.best_accuracy = validation_accuracy
+        test_accuracy, test_loss = self._evaluate("test")
+        if test_loss is None or not math.isfinite(test_loss):
+            # the last step went astray after its own loss was taken
             raise Diverged(
-                f"the test loss is {test_loss} (last finite batch loss {history[-1][2]})",
-                f"after epoch {epoch}",
-                f"lower the learning rate, now {recipe.optimizer.learning_rate:g}",
+                f"the test loss is {test_loss} (last finite batch loss {losses[-1]})",
+                f"after epoch {self.epoch}",
+                f"lower the learning rate, now {self.recipe.optimizer.learning_rate:g}",
             )
-        rows.append(
+        self.rows.append(
             (
-                epoch,
+                self.epoch,
                 float(np.average(losses, weights=sizes)),
                 float(np.average(accuracies, weights=sizes)),
                 validation_accuracy,
                 test_loss,
-                accuracy(outputs, data.test_labels),
+                test_accuracy,
             )
         )
-    seconds = time.perf_counter() - started
-    final_accuracy: dict[str, float | None] = {}
-    final_loss: dict[str, float | None] = {}
-    for part in ("train", "validation", "test"):
-        images, labels = getattr(data, f"{part}_images"), getattr(data, f"{part}_labels")
-        final_accuracy[part], final_loss[part] = None, None
-        if len(labels):
-            outputs = network.predict(images)
-            final_accuracy[part] = accuracy(outputs, labels)
-            final_loss[part] = cross_entropy(outputs, labels)
-    return Trained(network.weights(), best, best_epoch, final_accuracy, final_loss, seconds, history, rows)
+
+    def _evaluate(self, part: str) -> tuple[float | None, float | None]:
+        """Accuracy and loss on a part of the data; None, None if it has no images."""
+        images, labels = getattr(self.data, f"{part}_images"), getattr(self.data, f"{part}_labels")
+        if not len(labels):
+            return None, None
+        outputs = self.network.predict(images)
+        return accuracy(outputs, labels), cross_entropy(outputs, labels)
+
+    def _checkpoint(self) -> Checkpoint:
+        tensors, network = self.network.state()
+        return Checkpoint(
+            self.epoch,
+            self.done,
+            tensors | {f"{BEST}{name}": array for name, array in (self.best or {}).items()},
+            network,
+            list(self.history),
+            list(self.rows),
+            self.best_epoch,
+            self.best_accuracy,
+            time.perf_counter() - self.started,
+        )
 
 
 def to_csv(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:

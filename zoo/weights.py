@@ -108,7 +108,7 @@ def to_bytes(weights: Mapping[str, np.ndarray], about: Mapping[str, object] | No
     """The weights as a safetensors file, with `about` as one JSON string in its header."""
     # One metadata key only: the order of several is not deterministic in safetensors.
     metadata = {"zoo": json.dumps(about, sort_keys=True)} if about else None
-    arrays = {name: np.ascontiguousarray(array) for name, array in weights.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in weights.items()}
     return bytes(safetensors.numpy.save(arrays, metadata=metadata))
 
 
@@ -126,10 +126,15 @@ def load(path: str | Path, model: Model) -> Weights:
     return from_bytes(content, model, path)
 
 
-def from_bytes(content: bytes, model: Model, where: object = "weights") -> Weights:
-    """The weights of a safetensors file's content, checked against the model; raises DataError."""
+def tensors(content: bytes, where: object) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file's content, of any kind; raises DataError."""
     try:
-        arrays = safetensors.numpy.load(content)
+        arrays: dict[str, np.ndarray] = safetensors.numpy.load(content)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"not a sound safetensors file: {error}", where) from None
-    return check(model, arrays, where)
+    return arrays
+
+
+def from_bytes(content: bytes, model: Model, where: object = "weights") -> Weights:
+    """The weights of a safetensors file's content, checked against the model; raises DataError."""
+    return check(model, tensors(content, where), where)

@@ -6,7 +6,6 @@ weights, data, predictions) when it is first asked; most kinds need only a part.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -336,7 +335,7 @@ def _activation_functions(subject: Subject) -> Figure:
 def record(source: Source) -> dict[str, Any] | None:
     """How the weights were trained (backend, data, epochs, seed), if their run or the package says."""
     if source.run is not None:
-        report: dict[str, Any] = json.loads(runs.Run(source.run).read("report.json"))
+        report = runs.Run(source.run).read_json("report.json")
         return report
     return pretrained.record(source.model.name) if source.origin == "pretrained" else None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -30,10 +31,9 @@ from zoo.cli.selftesting import selftest
 from zoo.cli.specs import spec
 from zoo.cli.surroundings import completion, data, env
 from zoo.cli.verifying import verify
-from zoo.errors import InvalidInput, MachineError, ZooError, nearest
+from zoo.errors import Interrupted, InvalidInput, MachineError, ZooError, nearest
 
 BUG = 70
-INTERRUPTED = 130
 
 
 class _Group(click.Group):
@@ -108,6 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         cli.main(args=args, prog_name="zoo", standalone_mode=False)
         sys.exit(0)
+    except Interrupted as error:
+        _fail(Interrupted(error.what, error.where, f"go on with: {_resuming(args)}", error.code), args)
     except ZooError as error:
         _fail(error, args)
     except click.exceptions.NoArgsIsHelpError as no_arguments:
@@ -119,8 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
-        sys.exit(INTERRUPTED)
+        hint = f"go on with: {_resuming(args)}" if "build" in args else ""
+        _fail(Interrupted("interrupted", "", hint), args)
     except SystemExit as done:
         # click puts another stream in its place when nobody reads it any more: zoo list | head
         sys.exit(0 if sys.stdout is not stdout else done.code)
@@ -132,6 +134,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         text = str(error).splitlines()[0] if str(error) else ""
         hint = "run again with --debug and report it"
         _fail(ZooError(f"a bug of the zoo: {type(error).__name__}: {text}", "", hint), args)
+
+
+def _resuming(args: Sequence[str]) -> str:
+    """The command that goes on with what these arguments have begun."""
+    kept = [arg for arg in args if arg not in ("--no-resume", "--resume")]
+    return shlex.join(["zoo", *kept, *(["--resume"] if "--force" in kept else [])])
 
 
 def _fail(error: ZooError, args: Sequence[str]) -> NoReturn:

@@ -48,6 +48,11 @@ Examples:
 @out_option
 @click.option("--force", is_flag=True, help="Train even if the run is up to date.")
 @click.option(
+    "--resume/--no-resume",
+    default=None,
+    help="Go on from a checkpoint, or else say why not; never [default: if it is of the same run].",
+)
+@click.option(
     "--exporter",
     default="direct",
     show_default=True,
