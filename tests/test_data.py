@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
+import http.server
 import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -222,55 +227,139 @@ def test_the_second_mirror_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert tried == [data.MIRRORS[1], data.MIRRORS[0]]
 
 
-def test_a_download_of_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pooch
+Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
 
-    class Page:
-        def __init__(self, **options: object) -> None:
-            assert options["allow_redirects"] is False
 
-        def __call__(self, url: str, output: str, _: object) -> None:
-            assert url.startswith("https://")
-            Path(output).write_bytes(b"<html>not found</html>")
+@pytest.fixture
+def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], str]]:
+    """Takes what a server on this machine answers, and gives its address as that of the only mirror."""
+    servers: list[http.server.ThreadingHTTPServer] = []
 
-    monkeypatch.setattr(data, "_first_mirror", lambda: data.MIRRORS[0])
-    monkeypatch.setattr(pooch, "HTTPDownloader", Page)
-    with pytest.raises(MachineError, match="the download is not MNIST"):
+    def start(answer: Answer) -> str:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                answer(self)
+
+            def log_message(self, *arguments: object) -> None: ...
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/"
+        monkeypatch.setattr(data, "MIRRORS", (address,))
+        monkeypatch.setattr(data, "_first_mirror", lambda: address)
+        return address
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def send(handler: http.server.BaseHTTPRequestHandler, body: bytes, length: int | None = None) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(body) if length is None else length))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def redirect(handler: http.server.BaseHTTPRequestHandler, to: str) -> None:
+    handler.send_response(302)
+    handler.send_header("Location", to)
+    handler.end_headers()
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda h: send(h, b"<html>not found</html>"), "the download is not MNIST"),
+        (lambda h: send(h, b"x" * 10**8), "the download is not MNIST"),
+        (lambda h: send(h, b"short", length=1000), "the download failed"),
+        (lambda h: send(h, b""), "the download is not MNIST"),
+        (lambda h: redirect(h, h.path), "the server answers 302"),  # in a circle
+        (lambda h: redirect(h, "http://127.0.0.1:9/"), "the server answers 302"),
+        (lambda h: h.send_error(404), "the server answers 404"),
+        (lambda h: h.wfile.write(b"nonsense"), "the download failed: ConnectionError"),
+        (lambda h: h.connection.close(), "the download failed: ConnectionError"),
+        (lambda h: time.sleep(3), "the download failed: ReadTimeout"),
+        (lambda h: send(h, b"x", length=9) or time.sleep(3), "the download failed: ConnectionError"),
+    ],
+    ids=[
+        "page", "endless", "cut off", "empty", "circle", "redirect", "404", "nonsense", "closed",
+        "silent", "stalls",
+    ],
+)  # fmt: skip
+def test_a_download_of_something_else_is_refused(
+    answer: Answer,
+    message: str,
+    mirror: Callable[[Answer], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Within the time for a silent server, and nothing of it is stored; then it says what to do by hand."""
+    monkeypatch.setattr(data, "STALL_SECONDS", 0.5)
+    mirror(answer)
+    started = time.monotonic()
+    with pytest.raises(MachineError, match=message) as error:
         data.load("mnist", tmp_path, lambda _: None)
-    assert data.find(tmp_path) is None
-    assert [path.name for path in (tmp_path / "MNIST" / "raw").iterdir() if "ubyte" in path.name] == []
+    assert time.monotonic() - started < 2.5
+    assert "or place train-images-idx3-ubyte.gz" in error.value.hint
+    assert [path.name for path in (tmp_path / "MNIST" / "raw").iterdir()] == [".download.lock"]
 
 
-def test_a_download_arrives_verified(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pooch
+def test_a_download_that_drips_ends(
+    mirror: Callable[[Answer], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drip(handler: http.server.BaseHTTPRequestHandler) -> None:
+        send(handler, b"", length=10**6)
+        with contextlib.suppress(OSError):
+            for _ in range(15):
+                handler.wfile.write(b"x" * 2**16)
+                time.sleep(0.05)
 
+    monkeypatch.setattr(data, "FETCH_SECONDS", 0.3)
+    monkeypatch.setattr(data, "MNIST_GZ", {data.FILES[0]: data.Official(10**6, "0")})
+    mirror(drip)
+    with pytest.raises(MachineError, match=r"the download took longer than 0.3 s"):
+        data.load("mnist", tmp_path, lambda _: None)
+
+
+def test_a_download_arrives_verified(
+    tmp_path: Path, folder: Path, mirror: Callable[[Answer], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     raw = folder / "MNIST" / "raw"
     for name in data.FILES:
         if not (raw / f"{name}.gz").exists():
             (raw / f"{name}.gz").write_bytes(gzip.compress((raw / name).read_bytes()))
+    content = {f"{name}.gz": (raw / f"{name}.gz").read_bytes() for name in data.FILES}
     official = {
-        name: data.Official(0, hashlib.sha256((raw / f"{name}.gz").read_bytes()).hexdigest())
+        name: data.Official(len(content[f"{name}.gz"]), hashlib.sha256(content[f"{name}.gz"]).hexdigest())
         for name in data.FILES
     }
+    asked: list[str] = []
 
-    class Mirror:
-        def __init__(self, **_: object) -> None:
-            pass
+    def serve(handler: http.server.BaseHTTPRequestHandler) -> None:
+        asked.append(handler.path.strip("/"))
+        send(handler, content[asked[-1]])
 
-        def __call__(self, url: str, output: str, _: object) -> None:
-            Path(output).write_bytes((raw / url.rpartition("/")[2]).read_bytes())
-
-    monkeypatch.setattr(data, "_first_mirror", lambda: data.MIRRORS[1])
+    address = mirror(serve)
     monkeypatch.setattr(data, "MNIST_GZ", official)
-    monkeypatch.setattr(pooch, "HTTPDownloader", Mirror)
     cache = tmp_path / "cache"
     monkeypatch.setattr(data, "cache_folder", lambda: cache)
     monkeypatch.delenv("ZOO_DATA", raising=False)
-    assert len(data.load("mnist", None, lambda _: None).train_labels) == 20
-    altered = cache / "MNIST" / "raw" / "t10k-labels-idx1-ubyte.gz"
+    said: list[str] = []
+    assert len(data.load("mnist", None, said.append).train_labels) == 20
+    assert said == [f"downloading {address}{name}.gz" for name in data.FILES]
+    place = cache / "MNIST" / "raw"
+    assert {path.name for path in place.iterdir()} == {*content, ".download.lock"}
+    altered = place / "t10k-labels-idx1-ubyte.gz"
     altered.write_bytes(gzip.compress(idx(np.zeros(10))))
     with pytest.raises(DataError, match="altered after its download"):
         data.load("mnist", None, lambda _: None)
+    altered.unlink()
+    asked.clear()
+    data.load("mnist", None, lambda _: None)
+    assert asked == [altered.name], "only what is missing"
 
 
 @pytest.mark.mnist

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import os
 import threading
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ MIRRORS = (
 )
 CONNECT_SECONDS = 5.0  # for all mirrors together
 STALL_SECONDS = 15.0
+FETCH_SECONDS = 900.0  # for one file
 
 
 class Official(NamedTuple):
@@ -372,8 +374,9 @@ def download(root: Path, say: Callable[[str], None] = print) -> Path:
 def _download_from(mirror: str, place: Path, say: Callable[[str], None]) -> Path:
     """Fetch what is missing of MNIST from one mirror into a folder; raises MachineError."""
     import filelock
-    import pooch
     import requests
+
+    from zoo.runs import write_atomically
 
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -382,22 +385,37 @@ def _download_from(mirror: str, place: Path, say: Callable[[str], None]) -> Path
                 if (place / f"{name}.gz").is_file() and sha256(place / f"{name}.gz") == official.sha256:
                     continue
                 say(f"downloading {mirror}{name}.gz")
-                pooch.retrieve(
-                    f"{mirror}{name}.gz",
-                    known_hash=f"sha256:{official.sha256}",
-                    fname=f"{name}.gz",
-                    path=place,
-                    downloader=pooch.HTTPDownloader(
-                        timeout=(CONNECT_SECONDS, STALL_SECONDS), allow_redirects=False
-                    ),
-                )
-    except ValueError as error:  # pooch: the hash differs
-        raise MachineError(f"the download is not MNIST: {error}", mirror) from None
+                write_atomically(place / f"{name}.gz", _fetch(f"{mirror}{name}.gz", official))
     except requests.RequestException as error:
         raise MachineError(f"the download failed: {type(error).__name__}", mirror) from None
     except OSError as error:
         raise MachineError(f"cannot store MNIST: {error.strerror or error}", place) from None
     return place
+
+
+def _fetch(url: str, official: Official) -> bytes:
+    """The content of a file on a server, if it is the official one; raises MachineError.
+
+    No more than its size is taken, within FETCH_SECONDS. Raises requests.RequestException where the
+    connection fails or nothing comes for STALL_SECONDS.
+    """
+    import requests
+
+    content = bytearray()
+    started = time.monotonic()
+    waits = (CONNECT_SECONDS, STALL_SECONDS)
+    with requests.get(url, timeout=waits, allow_redirects=False, stream=True) as answer:
+        if answer.status_code != 200:
+            raise MachineError(f"the download failed: the server answers {answer.status_code}", url)
+        for chunk in answer.iter_content(2**16):
+            content += chunk
+            if len(content) > official.size:
+                break
+            if time.monotonic() - started > FETCH_SECONDS:
+                raise MachineError(f"the download took longer than {FETCH_SECONDS:g} s", url)
+    if hashlib.sha256(content).hexdigest() != official.sha256:
+        raise MachineError("the download is not MNIST: its SHA-256 differs", url)
+    return bytes(content)
 
 
 def _first_mirror() -> str | None:
