@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from drawing import draw, grey
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {
@@ -44,6 +46,37 @@ try:
 except SystemExit as done:
     assert not done.code, done.code
 """
+
+
+def test_nothing_appears_in_the_home_of_a_user(tmp_path: Path) -> None:
+    """Nor in the temporary folder: what onnxruntime, matplotlib and others like to leave there."""
+    home, temporary = tmp_path / "home", tmp_path / "tmp"
+    home.mkdir()
+    temporary.mkdir()
+    grey(1 - draw(3)).save(tmp_path / "three.png")
+    dropped = {"CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "XDG_CACHE_HOME", "MPLCONFIGDIR"}
+    environment = {name: value for name, value in os.environ.items() if name not in dropped}
+    shipped = ROOT / "zoo" / "pretrained" / "cnn-padded.onnx"
+    for arguments in (
+        ["doctor", str(shipped)],
+        ["predict", "cnn-padded", str(tmp_path / "three.png")],
+        ["export", "cnn-padded", "--data", "digits", "-o", str(tmp_path / "digits.onnx")],
+        ["plot", "cnn-padded", "kernels", "-o", str(tmp_path / "kernels.png")],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "zoo", *arguments],
+            env={**environment, "HOME": str(home), "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    assert list(temporary.iterdir()) == []
+    assert {str(path.relative_to(home)) for path in home.rglob("*")} <= {
+        ".cache", ".cache/cnn-zoo", ".cache/cnn-zoo/matplotlib",
+        *(str(p.relative_to(home)) for p in (home / ".cache/cnn-zoo/matplotlib").glob("fontlist*")),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ It imports no framework, and importing it imports no NumPy.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from zoo.model import Model
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "__version__", "get", "init_weights", "load", "load_spec", "names"]
 __version__ = "0.2.0"
+
+# Builds of onnxruntime from 1.29 on report every model to their maker and mark the machine with files in
+# the user's cache and temporary folder, unless they are told not to before they are imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def init_weights(model: Model, seed: int = 0) -> dict[str, np.ndarray]:
