@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import numpy_helper
 
 import backends
-from export import build, card, crosscheck
+from export import build, card, crosscheck, seal
+from export.session import EXTERNAL
 from zoo import pretrained, registry, runs, weights
-from zoo.errors import CheckFailed, DataError, InvalidInput, ZooError
+from zoo.errors import CheckFailed, DataError, InvalidInput
 from zoo.model import Model, iter_weights
 from zoo.specfile import parse_spec
 from zoo.weights import Weights
@@ -58,9 +59,10 @@ def find(
     """
     if text.endswith(".onnx"):
         path = Path(text)
-        model, inside = read_onnx(path)
+        content = onnx_bytes(path)
+        model, inside = parse_onnx(content, path)
         if wish is None:
-            return Source(model, inside, text, files={text: path.read_bytes()})
+            return Source(model, inside, text, files={text: content})
     else:
         model, run = registry.resolve(text)
         if run is not None and wish is None:
@@ -100,32 +102,54 @@ def _run(path: Path, model: Model) -> Source:
     contents = {name: run.read(name) for name in (run.manifest() or {}).get("files", {})}
     if parse_spec(run.read("spec.json"), str(path)) != model:
         raise DataError(f"the run holds another model than {model.title}", path, "choose its own model")
-    report = json.loads(run.read("report.json"))
+    backend = run.read_json("report.json").get("backend")
+    if not isinstance(backend, str) or "weights.safetensors" not in contents:
+        raise DataError("not a run of the zoo", path, "build it again with --force")
     files = {str(path / name): contents[name] for name in ("model.onnx", "native.onnx") if name in contents}
-    values = weights.load(path / "weights.safetensors", model)
-    return Source(model, values, str(path), path, report["backend"], files)
+    values = weights.from_bytes(contents["weights.safetensors"], model, path / "weights.safetensors")
+    return Source(model, values, str(path), path, backend, files)
 
 
 def read_onnx(path: Path) -> tuple[Model, Weights]:
     """The model and weights that an ONNX file of the zoo carries; raises DataError."""
+    return parse_onnx(onnx_bytes(path), path)
+
+
+def onnx_bytes(path: Path, whole: bool = False) -> bytes:
+    """The content of an ONNX file, which nothing has parsed yet; raises DataError.
+
+    whole: if it carries a hash of itself, it must have it.
+    """
     try:
         if not path.is_file():
             raise DataError("no such ONNX file", path)
         if path.stat().st_size > LARGEST_ONNX:
             raise DataError("the ONNX file is larger than 2 GiB", path)
-        proto = onnx.load_from_string(path.read_bytes())
+        content = path.read_bytes()  # once: what is checked is what is used
     except OSError as error:
         raise DataError(f"cannot read: {error.strerror}", path) from None
-    except ZooError:
-        raise
+    if EXTERNAL.search(content):
+        raise DataError("the ONNX file keeps weights outside itself", path)
+    told = seal.digest(content)
+    if whole and told and told[0] != told[1]:
+        wrong = ", ".join(seal.altered(content)[:3]) or "bytes altered outside every part"
+        raise DataError(f"not as it was exported: {wrong}", path, "see zoo doctor; export it again")
+    return content
+
+
+def parse_onnx(content: bytes, path: Path) -> tuple[Model, Weights]:
+    """The model and weights that the content of an ONNX file carries; raises DataError.
+
+    Its graph may be another one: that is what `zoo verify` finds out. The weights have a hash of their own.
+    """
+    try:
+        metadata = seal.metadata(content)
+        proto = onnx.load_from_string(content)
     except Exception:  # protobuf's DecodeError is not public
         raise DataError("not an ONNX file", path) from None
-    metadata = {entry.key: entry.value for entry in proto.metadata_props}
     if "zoo.spec" not in metadata:
         raise DataError("the ONNX file carries no spec of the zoo", path, "give one that the zoo exported")
     model = registry.check_builtin(parse_spec(metadata["zoo.spec"].encode(), f"{path}: zoo.spec"), path)
-    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in proto.graph.initializer):
-        raise DataError("the ONNX file keeps weights outside itself", path)
     names = {name for name, _ in iter_weights(model)}
     try:
         arrays = {}
@@ -134,8 +158,9 @@ def read_onnx(path: Path) -> tuple[Model, Weights]:
             if name in names:
                 array = numpy_helper.to_array(tensor)
                 arrays[name] = array if name == tensor.name else np.ascontiguousarray(array.T)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"a tensor of the ONNX file is damaged: {error}", path) from None
+    except Exception as error:  # onnx raises what it meets
+        what = f"a tensor of the ONNX file is damaged: {type(error).__name__}: {error}"
+        raise DataError(what, path) from None
     found = weights.check(model, arrays, path)
     if weights.digest(found) != metadata.get("zoo.weights_sha256"):
         raise DataError("the weights differ from the hash that the file carries", path)

@@ -285,14 +285,14 @@ def _try(report: Report, name: str, check: Callable[[], tuple[bool, str, T]]) ->
 
 def _graph(content: bytes, where: str) -> tuple[str, tuple[Session, Session]]:
     try:
-        sessions = Session(content), Session(content, optimize=False)
+        sessions = Session(content, foreign=True), Session(content, optimize=False, foreign=True)
     except DataError as error:
         raise DataError(error.what, where, AGAIN) from None
     return "onnxruntime loads it, optimised and not", sessions
 
 
 def _input(session: Session, model: Model, where: str) -> tuple[str, None]:
-    inputs = session.session.get_inputs()
+    inputs = session.inputs
     expected = [BATCH, *model.input_shape]
     if [(i.name, i.type, i.shape) for i in inputs] != [(INPUT, FLOAT, expected)]:
         shown = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
@@ -304,7 +304,7 @@ def _output(session: Session, model: Model, where: str) -> tuple[str, None]:
     """The model's own output, and beside it only tensors of its layers."""
     shapes = {node.path: node.output_shape for node in model.walk()}
     shapes[model.output] = model.output_shape
-    outputs = session.session.get_outputs()
+    outputs = session.given
     for output in outputs:
         shape = shapes.get(output.name)
         if shape is None or (output.type, output.shape) != (FLOAT, [BATCH, *shape]):

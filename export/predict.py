@@ -74,15 +74,15 @@ class Predictor:
     ('0', '1', '2')
     """
 
-    def __init__(self, content: bytes, origin: str) -> None:
-        """content: an ONNX file of the zoo. origin: what to call it in errors.
+    def __init__(self, content: bytes, origin: str, foreign: bool = False) -> None:
+        """content: an ONNX file of the zoo. origin: what to call it in errors. foreign: see Session.
 
         Raises DataError if it cannot be run or lacks labels, InvalidInput if it does not take images
         (1, 28, 28).
         """
         self.origin = origin
-        self._session = Session(content)
-        shape = tuple(self._session.session.get_inputs()[0].shape[1:])
+        self._session = Session(content, foreign=foreign)
+        shape = tuple(self._session.inputs[0].shape[1:])
         if shape != IMAGE:
             raise InvalidInput(
                 f"the model takes images of {_by(shape)}", origin, f"pictures become {_by(IMAGE)}"
@@ -93,9 +93,8 @@ class Predictor:
             raise DataError("the ONNX file tells no classes apart", origin, "give one that the zoo exported")
 
     def _labels(self) -> tuple[str, ...]:
-        metadata = self._session.session.get_modelmeta().custom_metadata_map
         try:
-            return tuple(map(str, json.loads(metadata["zoo.labels"])))
+            return tuple(map(str, json.loads(self._session.metadata["zoo.labels"])))
         except (KeyError, ValueError, TypeError, RecursionError):
             return ()
 
@@ -153,7 +152,7 @@ def load(
     listing them, if there are several runs.
     """
     if text.endswith(".onnx") and wish is None:
-        return Predictor(_file(Path(text)), text)
+        return Predictor(_file(Path(text)), text, foreign=True)
     if text.endswith(".onnx") or (wish is not None and wish != "pretrained" and not Path(wish).is_dir()):
         return _made(text, wish, out, backend, say)
     model, run = registry.resolve(text)
@@ -182,11 +181,12 @@ def _of_run(path: Path, model: Model) -> bytes:
 
 
 def _file(path: Path) -> bytes:
-    """The bytes of an ONNX file of the zoo whose weights have the hash that it carries."""
+    """The bytes of an ONNX file of the zoo that is as it was exported."""
     from export import artifacts
 
-    artifacts.read_onnx(path)
-    return path.read_bytes()
+    content = artifacts.onnx_bytes(path, whole=True)
+    artifacts.parse_onnx(content, path)
+    return content
 
 
 def _made(

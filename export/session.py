@@ -4,41 +4,74 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
 
+from export import isolation
 from zoo import machine
-from zoo.errors import CheckFailed, DataError
+from zoo.errors import CheckFailed, DataError, MachineError
 
 CHUNK = 500  # images at a time
 # In protobuf, the key under which ONNX names another file; both numbers may be written with idle bytes.
 EXTERNAL = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
 
 
+class Value(NamedTuple):
+    """An input or output of a graph: its name, type ("tensor(float)") and shape (numbers and names)."""
+
+    name: str
+    type: str
+    shape: list[Any]
+
+
+def load(onnx_bytes: bytes, optimize: bool, threads: int) -> Any:
+    """The onnxruntime session of a model, on the CPU; onnxruntime's own errors."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4  # what goes wrong is raised
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(onnx_bytes, options, providers=["CPUExecutionProvider"])
+
+
 class Session:
     """A loaded ONNX model. Weights outside the bytes are refused: onnxruntime would read them from
     the current folder."""
 
-    def __init__(self, onnx_bytes: bytes, optimize: bool = True, threads: int | None = None) -> None:
-        """Raises DataError if onnxruntime cannot load the bytes, or if they name another file."""
+    def __init__(
+        self, onnx_bytes: bytes, optimize: bool = True, threads: int | None = None, foreign: bool = False
+    ) -> None:
+        """foreign: the bytes may be anybody's, so they are looked through and run in a child process.
+
+        Raises DataError if onnxruntime cannot load the bytes, if they name another file, or, where they
+        are foreign, if they hold operators of which no CNN consists.
+        """
         if EXTERNAL.search(onnx_bytes):
             raise DataError("the ONNX file keeps weights outside itself")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or machine.threads()
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 4  # what goes wrong is raised below
-        if not optimize:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        count = threads or machine.threads()
+        self._session: Any
+        if foreign:
+            isolation.check_operators(onnx_bytes)
         try:
-            self.session = onnxruntime.InferenceSession(
-                onnx_bytes, options, providers=["CPUExecutionProvider"]
-            )
+            if foreign:
+                self._session = isolation.Child(onnx_bytes, optimize, count)
+                about = self._session.about
+            else:
+                self._session = load(onnx_bytes, optimize, count)
+                about = isolation.about(self._session)
+        except MachineError:
+            raise
         except Exception as error:  # onnxruntime's own exceptions share no base class
             raise DataError(f"onnxruntime cannot load the model: {str(error).splitlines()[0]}") from None
-        self.input = self.session.get_inputs()[0].name
-        self.outputs = [output.name for output in self.session.get_outputs()]
+        self.inputs = [Value(*value) for value in about["inputs"]]
+        self.given = [Value(*value) for value in about["outputs"]]
+        self.metadata: dict[str, str] = about["metadata"]
+        self.input = self.inputs[0].name
+        self.outputs = [value.name for value in self.given]
 
     def run(
         self, images: np.ndarray | Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
@@ -53,10 +86,12 @@ class Session:
         count = len(next(iter(inputs.values())))
         try:
             parts = [
-                self.session.run(names, {name: x[start : start + CHUNK] for name, x in inputs.items()})
+                self._session.run(names, {name: x[start : start + CHUNK] for name, x in inputs.items()})
                 for start in range(0, count, CHUNK)
             ]
             return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
+        except CheckFailed as error:
+            raise CheckFailed(f"onnxruntime stopped: {error.what}") from None
         except Exception as error:  # as above; or an output without a batch
             raise CheckFailed(f"onnxruntime stopped: {str(error).splitlines()[0]}") from None
 

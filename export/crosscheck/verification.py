@@ -100,7 +100,7 @@ def verify(
     report.verdicts.append(opinion)
     for name, content in (files or {}).items():
         at_work(name)
-        _check_graph(name, content, judgement, depth, report)
+        _check_graph(name, content, judgement, depth, report, foreign=True)
     with nullcontext(workers) if workers else Workers(threads) as running:
         for name in names:
             if name != JUDGE:
@@ -262,15 +262,17 @@ def _check_graph(
     depth: Depth,
     report: Report,
     layers: bytes | None = None,
+    foreign: bool = False,
 ) -> None:
     """Add the verdicts on an ONNX file in onnxruntime, optimised and as it is written.
 
-    The second is on the first images only. A file that onnxruntime cannot load fails.
+    The second is on the first images only. A file that onnxruntime cannot load fails. foreign: it may be
+    anybody's, see export.session.Session.
     """
     few = judgement.first(len(judgement.layer_images))
     for witness_name, optimize, seen in ((name, True, judgement), (f"{name}{PLAIN}", False, few)):
         try:
-            witness = GraphWitness(content, judgement.model, optimize, layers)
+            witness = GraphWitness(content, judgement.model, optimize, layers, foreign)
         except DataError as error:
             report.verdicts.append(Verdict(witness_name, error=str(error)))
             return

@@ -39,13 +39,19 @@ class GraphWitness:
     """
 
     def __init__(
-        self, content: bytes, model: Model, optimize: bool = True, layers: bytes | None = None
+        self,
+        content: bytes,
+        model: Model,
+        optimize: bool = True,
+        layers: bytes | None = None,
+        foreign: bool = False,
     ) -> None:
-        """Raises DataError if onnxruntime cannot load the file."""
+        """foreign: see Session. Raises DataError if onnxruntime cannot load the file."""
         self.model = model
         self.content = content
         self.optimize = optimize
-        self.session = Session(content, optimize)
+        self.foreign = foreign
+        self.session = Session(content, optimize, foreign=foreign)
         self._layers = layers
 
     @cached_property
@@ -61,7 +67,7 @@ class GraphWitness:
     @cached_property
     def _inside(self) -> Session:
         layers = self._layers or expose(self.proto, self.tensors.values())
-        return Session(layers, self.optimize)
+        return Session(layers, self.optimize, foreign=self.foreign)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The file's first output."""
@@ -91,7 +97,9 @@ class GraphWitness:
         given = {tensors[source]: x for source, x in zip(node.inputs, inputs, strict=True)}
         if target in given:
             return given[target]
-        return Session(cut(self.proto, list(given), target), self.optimize).predict(given)
+        return Session(cut(self.proto, list(given), target), self.optimize, foreign=self.foreign).predict(
+            given
+        )
 
 
 class LRN(OpRun):
