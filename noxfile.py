@@ -109,6 +109,22 @@ def properties(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def sweep(session: nox.Session) -> None:
+    """Ended or failed at every place where files are touched (strace if there is one): about an hour."""
+    session.install("-e", ".[all]", "pytest")
+    session.env["ZOO_SWEEP"] = "all"
+    _test(session, "-s", "tests/test_crash_sweep.py", backends="torch,keras")
+
+
+@nox.session(default=False)
+def mutation(session: nox.Session) -> None:
+    """Mutated files of every format for five minutes each, others each time; on two cores an hour."""
+    session.install("-e", ".", "pytest", "pytest-xdist")
+    session.env["ZOO_MUTATION_SECONDS"] = "300"
+    _test(session, *SPREAD, "tests/test_hostile_files.py", backends="")
+
+
+@nox.session(default=False)
 def mnist(session: nox.Session) -> None:
     """The documented recipes in full on MNIST (ZOO_DATA), both backends: about ten minutes."""
     session.install("-e", ".[all]", "pytest", "scipy")
