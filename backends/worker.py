@@ -26,6 +26,8 @@ from zoo.network import ComparableNetwork, Network
 from zoo.recipe import Recipe
 
 PROGRESS_SECONDS = 0.1
+# How torch, TensorFlow and JAX say so, each by an error of its own.
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "OOM when allocating", "RESOURCE_EXHAUSTED")
 HOME_PREFIX = "zoo-worker-"  # of the temporary folder that is a worker's KERAS_HOME
 
 
@@ -212,6 +214,13 @@ def _serve() -> None:
             fault = {"class": MachineError.__name__, "arguments": ["out of memory"]}
             messages.send(output, {"error": fault})
         except Exception as error:
+            if any(sign in str(error) for sign in OUT_OF_MEMORY):
+                fault = {
+                    "class": MachineError.__name__,
+                    "arguments": ["out of memory", "", "take a smaller batch or network"],
+                }
+                messages.send(output, {"error": fault})
+                continue
             text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             messages.send(output, {"bug": text, "traceback": traceback.format_exc()})
 

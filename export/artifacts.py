@@ -15,7 +15,7 @@ import onnx
 from onnx import numpy_helper
 
 import backends
-from export import build, card, crosscheck, seal
+from export import build, card, crosscheck, isolation, seal
 from export.session import EXTERNAL
 from zoo import pretrained, registry, runs, weights
 from zoo.errors import CheckFailed, DataError, InvalidInput
@@ -125,6 +125,8 @@ def onnx_bytes(path: Path, whole: bool = False) -> bytes:
             raise DataError("no such ONNX file", path)
         if path.stat().st_size > LARGEST_ONNX:
             raise DataError("the ONNX file is larger than 2 GiB", path)
+        if not isolation.looks_like_onnx(path):
+            raise DataError("not an ONNX file", path)
         content = path.read_bytes()  # once: what is checked is what is used
     except OSError as error:
         raise DataError(f"cannot read: {error.strerror}", path) from None

@@ -236,7 +236,7 @@ def _start(
         if manifest is None:
             return None, inputs
         before = manifest["inputs"]
-        if not machine.chosen_threads() and isinstance(before.get("threads"), int):
+        if not machine.chosen_threads() and machine.is_thread_count(before.get("threads")):
             inputs = {**inputs, "threads": before["threads"]}
         if differing := runs.differences(before, inputs):
             raise InvalidInput(

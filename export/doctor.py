@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from export import seal
+from export import isolation, seal
 from export.session import Session
 from export.vectors import Vectors, decode
 from zoo import registry
@@ -147,6 +147,8 @@ def _read(path: Path) -> bytes:
             raise DataError("no such ONNX file", path)
         if path.stat().st_size > LARGEST_FILE:
             raise DataError("the ONNX file is larger than 2 GiB", path)
+        if not isolation.looks_like_onnx(path):
+            raise DataError("not an ONNX file", path)
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read: {error.strerror}", path) from None

@@ -87,6 +87,12 @@ def _check_node(content: bytes, node: seal.Field) -> None:
         raise DataError(f"the ONNX file holds the operator {full[:80]!r}, of which no CNN here consists")
 
 
+def looks_like_onnx(path: Path) -> bool:
+    """Whether a large file starts as ONNX files do, with their version; small ones are read anyhow."""
+    with path.open("rb") as file:
+        return path.stat().st_size < 2**26 or file.read(1) == b"\x08"
+
+
 class Child:
     """An ONNX model that is loaded and run in a process of its own."""
 

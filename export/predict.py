@@ -81,7 +81,12 @@ class Predictor:
         (1, 28, 28).
         """
         self.origin = origin
-        self._session = Session(content, foreign=foreign)
+        try:
+            self._session = Session(content, foreign=foreign)
+        except DataError as error:
+            raise DataError(error.what, origin, error.hint) from None
+        if len(self._session.inputs) != 1:
+            raise DataError(f"the ONNX file takes {len(self._session.inputs)} inputs", origin)
         shape = tuple(self._session.inputs[0].shape[1:])
         if shape != IMAGE:
             raise InvalidInput(

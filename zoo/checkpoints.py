@@ -58,6 +58,10 @@ class Checkpoint:
             whole = cls(tensors=tensors, **{**data, **rows})
             if min(whole.epoch, whole.step + 1) < 1 or not isinstance(whole.network, Mapping):
                 raise ValueError
+            rows_of_numbers = [*whole.history, *whole.epochs, (whole.seconds, whole.best_accuracy)]
+            for value in (value for row in rows_of_numbers for value in row):
+                if not isinstance(value, (int, float, type(None))):
+                    raise TypeError
             return whole
         except (KeyError, TypeError, ValueError):
             raise DataError("the checkpoint is damaged", "", "train from the start: --no-resume") from None

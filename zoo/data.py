@@ -26,7 +26,7 @@ from zoo.model import Model
 from zoo.randomness import permutation
 
 CLASSES = 10
-LARGEST_IDX = 2**28  # bytes; five times MNIST
+LARGEST_IDX = 2**27  # bytes; three times MNIST
 FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -139,20 +139,18 @@ def load(data: str = "auto", folder: str | Path | None = None, say: Callable[[st
     if data == "digits":
         return digits()
     if data in ("auto", "mnist"):
-        root = data_folder(folder)
-        place = find(root)
-        if place is None:
-            try:
-                place = download(root, say)
-            except MachineError as error:
-                if data == "mnist":
-                    raise
-                say(
-                    "NOTE: MNIST is neither on disk nor to be downloaded "
-                    f"({error.what}): using the 1,797 embedded `digits` instead"
-                )
-                return digits()
-        return read_folder(place, "mnist", verify=_is_cache(root))
+        try:
+            root = data_folder(folder)
+            found = find(root) or download(root, say)
+        except MachineError as error:
+            if data == "mnist":
+                raise
+            say(
+                "NOTE: MNIST is neither on disk nor to be downloaded "
+                f"({error.what}): using the 1,797 embedded `digits` instead"
+            )
+            return digits()
+        return read_folder(found, "mnist", verify=_is_cache(root))
     path = Path(data)
     try:
         exists = path.exists()
@@ -176,7 +174,10 @@ def load(data: str = "auto", folder: str | Path | None = None, say: Callable[[st
 
 def present(folder: str | Path | None = None) -> list[Dataset]:
     """The data sets that can be used without a network."""
-    place = find(data_folder(folder))
+    try:
+        place = find(data_folder(folder))
+    except MachineError:
+        place = None
     return [digits(), *([read_folder(place, "mnist")] if place else [])]
 
 
@@ -227,14 +228,20 @@ def data_folder(folder: str | Path | None = None) -> Path:
 
 
 def cache_folder() -> Path:
-    """The user's cache folder of the zoo."""
+    """The user's cache folder of the zoo; raises MachineError for a user without a home."""
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("cnn-zoo", appauthor=False))
+    try:
+        return Path(platformdirs.user_cache_dir("cnn-zoo", appauthor=False))
+    except RuntimeError:
+        raise MachineError("there is no home folder", "HOME", "set HOME, or ZOO_DATA to a folder") from None
 
 
 def _is_cache(root: Path) -> bool:
-    return root == cache_folder()
+    try:
+        return root == cache_folder()
+    except MachineError:
+        return False
 
 
 def find(root: Path) -> Path | None:
@@ -358,7 +365,8 @@ def download(root: Path, say: Callable[[str], None] = print) -> Path:
     https only, no redirects. One process at a time downloads. Raises MachineError when no mirror
     answers within 5 seconds, or on any failure of the disk.
     """
-    by_hand = f"or place {', '.join(f'{name}.gz' for name in FILES)} into {root / 'MNIST' / 'raw'}"
+    listed = ", ".join(f"{name}.gz (SHA-256 {official.sha256})" for name, official in MNIST_GZ.items())
+    by_hand = f"place {listed} into {root / 'MNIST' / 'raw'}"
     first = _first_mirror()
     if first is None:
         raise MachineError(f"no mirror of MNIST answered within {CONNECT_SECONDS:g} s", MIRRORS[0], by_hand)
@@ -434,7 +442,7 @@ def _first_mirror() -> str | None:
             if answer.status_code == 200:
                 answered.append(mirror)
                 done.set()
-        except requests.RequestException:
+        except (requests.RequestException, OSError):  # OSError: certificates that are not there
             pass
         with lock:
             waiting[0] -= 1

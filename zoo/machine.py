@@ -45,6 +45,11 @@ def checkpoint_seconds() -> float:
     return seconds if seconds >= 0 else CHECKPOINT_SECONDS  # not for NaN
 
 
+def is_thread_count(value: object) -> bool:
+    """Whether something is a number of threads that may be asked for."""
+    return type(value) is int and 0 < value <= MOST_THREADS
+
+
 def chosen_threads() -> int | None:
     """The number of threads that ZOO_THREADS asks for; None if it asks for none."""
     wish = os.environ.get("ZOO_THREADS", "")

@@ -263,13 +263,13 @@ class _Walk:
 def from_dict(data: Any, where: str = "spec") -> Model:
     """The model of JSON data as `Model.to_dict` gives it; raises InvalidSpec naming the field."""
     data = _object(data, where)
-    known = {"spec_version", "blocks", *(f.name for f in fields(Model))}
-    _no_others(data, known, where)
     version = data.get("spec_version", SPEC_VERSION)
     if type(version) is not int or version < 1:
         raise InvalidSpec(f"spec_version is {version!r}", where, f"this version writes {SPEC_VERSION}")
     if version > SPEC_VERSION:
         raise InvalidSpec(f"spec_version {version} is newer than {SPEC_VERSION}", where, "update the zoo")
+    known = {"spec_version", "blocks", *(f.name for f in fields(Model))}
+    _no_others(data, known, where)
     for name in ("name", "input_shape", "layers", "recipe"):
         if name not in data:
             raise InvalidSpec(f"{name!r} is missing", where, "`zoo spec init` writes a whole one")
@@ -395,7 +395,7 @@ def _construct(kind: type, data: Mapping[str, Any], where: str) -> Any:
 def _no_others(data: Mapping[str, Any], known: set[str], where: str) -> None:
     for key in data:
         if key not in known:
-            raise InvalidSpec(f"unknown field {key!r}", where, nearest(key, sorted(known)))
+            raise InvalidSpec(f"unknown field {key[:60]!r}", where, nearest(key[:60], sorted(known)))
 
 
 def _object(data: Any, where: str) -> dict[str, Any]:

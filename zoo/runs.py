@@ -8,10 +8,12 @@ happens under one lock per run, which the system releases when its holder dies.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,7 +31,12 @@ class Run:
     """The folder of one run. Nothing is touched before `lock`."""
 
     def __init__(self, path: str | Path) -> None:
+        """Raises InvalidInput for a path that can be no run's: the root of the file system."""
         self.path = Path(path)
+        if not self.path.name or self.path.name == "..":  # the current folder, or one around it
+            self.path = Path(os.path.abspath(path))
+        if not self.path.name:
+            raise InvalidInput("not the folder of a run", str(path) or "an empty name", "name a run's folder")
         self._new = self.path.with_name(f".{self.path.name}{NEW}")
         self._old = self.path.with_name(f".{self.path.name}{OLD}")
 
@@ -138,14 +145,15 @@ class Run:
         """
         path = self.path / MANIFEST
         try:
-            with path.open("rb") as file:
-                raw = file.read(LARGEST_MANIFEST + 1)
+            raw = _read_regular(path, LARGEST_MANIFEST)
             data = json.loads(raw)
             if not isinstance(data["files"], dict) or not isinstance(data["inputs"], dict):
                 raise ValueError("files and inputs must be objects")
             for name, file in data["files"].items():
                 if Path(name).name != name or not isinstance(file["sha256"], str):
                     raise ValueError("a file has a name and a hash")
+                if type(file["bytes"]) is not int or file["bytes"] < 0:
+                    raise ValueError("a file has a size")
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -165,12 +173,12 @@ class Run:
             raise DataError("no finished run here", self.path, "build it first")
         if name not in manifest["files"]:
             raise DataError(f"the run has no {name}", self.path)
-        path = self.path / name
+        path, told = self.path / name, manifest["files"][name]
         try:
-            content = path.read_bytes()
+            content = _read_regular(path, told["bytes"])
         except OSError as error:
             raise _unreadable(error, path) from None
-        if hashlib.sha256(content).hexdigest() != manifest["files"][name]["sha256"]:
+        if hashlib.sha256(content).hexdigest() != told["sha256"]:
             raise DataError("the file was altered after it was written", path, "build it again with --force")
         return content
 
@@ -263,6 +271,18 @@ def _alive(process: str) -> bool:
     except OSError:  # it is somebody else's
         return True
     return True
+
+
+def _read_regular(path: Path, most: int) -> bytes:
+    """At most one byte more than `most` of a regular file; raises OSError, IsADirectoryError for others.
+
+    It does not wait for a pipe, nor read a device.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise IsADirectoryError(errno.EISDIR, "not a regular file", str(path))
+        return file.read(most + 1)
 
 
 def _unreadable(error: OSError, path: Path) -> DataError | MachineError:

@@ -24,6 +24,8 @@ from zoo.errors import DataError, InvalidInput, InvalidSpec, nearest
 from zoo.model import LARGEST_SPEC, Model, from_dict
 
 LANGUAGES = ("toml", "json")
+MOST_DOTS = 50  # in a TOML key; a spec's deepest has three
+_LONG_KEY = re.compile(rf"(?:[\w\"'-]+[ \t]*\.[ \t]*){{{MOST_DOTS}}}")
 
 
 def load_spec(path: str | Path) -> Model:
@@ -49,6 +51,8 @@ def parse_spec(raw: bytes, where: str, language: str = "json") -> Model:
         raise InvalidSpec(f"larger than {LARGEST_SPEC:,} bytes", where)
     try:
         text = raw.decode("utf-8")
+        if language == "toml" and _LONG_KEY.search(text):  # it would take time and memory by its square
+            raise InvalidSpec(f"a key of more than {MOST_DOTS} parts", where)
         data = tomllib.loads(text) if language == "toml" else _json(text)
     except UnicodeDecodeError as error:
         raise InvalidSpec(f"not UTF-8 at byte {error.start}", where) from None
@@ -62,7 +66,8 @@ def parse_spec(raw: bytes, where: str, language: str = "json") -> Model:
     except RecursionError:
         raise InvalidSpec("nested too deeply", where) from None
     except ValueError as error:
-        raise InvalidSpec(str(error), where) from None
+        what = "an integer of thousands of digits" if "int_max_str_digits" in str(error) else str(error)
+        raise InvalidSpec(what[:200], where) from None
     try:
         return from_dict(data, where)
     except InvalidSpec as error:

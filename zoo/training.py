@@ -22,7 +22,7 @@ import numpy as np
 
 from zoo.checkpoints import BEST, Checkpoint
 from zoo.data import Split
-from zoo.errors import Diverged, Interrupted, InvalidInput
+from zoo.errors import DataError, Diverged, Interrupted, InvalidInput
 from zoo.layers import BatchNorm
 from zoo.model import Model
 from zoo.network import Network
@@ -220,7 +220,14 @@ class _Training:
     def go_on_from(self, start: Checkpoint) -> None:
         """Take up everything that a checkpoint holds."""
         tensors = {name: array for name, array in start.tensors.items() if not name.startswith(BEST)}
-        self.network.restore(tensors, start.network)
+        steps = self.recipe.steps(len(self.data.train_labels))
+        try:
+            if start.epoch > self.epochs + 1 or start.step > steps:
+                raise ValueError(f"epoch {start.epoch}, step {start.step}")
+            self.network.restore(tensors, start.network)
+        except (KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
+            what = f"the checkpoint does not fit this training: {type(error).__name__}: {error}"
+            raise DataError(what.splitlines()[0], "", "train from the start: --no-resume") from None
         self.epoch, self.done = start.epoch, start.step
         self.history, self.rows = list(start.history), list(start.epochs)
         self.best, self.best_epoch, self.best_accuracy = start.best, start.best_epoch, start.best_accuracy

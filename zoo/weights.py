@@ -26,6 +26,7 @@ from zoo.randomness import uniform
 
 Weights = dict[str, np.ndarray]
 LARGEST_FILE = 8 * 2**30  # bytes
+LARGEST_HEADER = 2**22  # bytes; a tensor takes about a hundred
 
 
 def init_weights(model: Model, seed: int = 0) -> Weights:
@@ -118,8 +119,9 @@ def load(path: str | Path, model: Model) -> Weights:
     try:
         if not path.is_file():
             raise DataError("no such weights file", path, "give a .safetensors file")
-        if path.stat().st_size > LARGEST_FILE:
-            raise DataError("weights file is larger than 8 GiB", path)
+        most = min(LARGEST_FILE, 8 * model.parameters + 2 * LARGEST_HEADER)  # float64 and the header
+        if path.stat().st_size > most:
+            raise DataError(f"the file has more than {most:,} bytes, too many for {model.name}", path)
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read the weights: {error.strerror}", path) from None
@@ -127,12 +129,26 @@ def load(path: str | Path, model: Model) -> Weights:
 
 
 def tensors(content: bytes, where: object) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file's content, of any kind; raises DataError."""
+    """The arrays of a safetensors file's content, of any kind; raises DataError.
+
+    The header is looked at first: the library takes two tensors of one name, and any number of them.
+    """
+    size = int.from_bytes(content[:8], "little")
+    if size > LARGEST_HEADER:
+        raise DataError(f"not a sound safetensors file: a header of {size:,} bytes", where)
     try:
+        json.loads(content[8 : 8 + size], object_pairs_hook=_no_name_twice)
         arrays: dict[str, np.ndarray] = safetensors.numpy.load(content)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"not a sound safetensors file: {error}", where) from None
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"not a sound safetensors file: {str(error)[:200]}", where) from None
     return arrays
+
+
+def _no_name_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice in its header")
+    return found
 
 
 def from_bytes(content: bytes, model: Model, where: object = "weights") -> Weights:

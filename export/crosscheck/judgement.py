@@ -140,8 +140,10 @@ def judge_layers(network: ReferenceNetwork, images: np.ndarray) -> dict[str, Exp
             x = node.take(tensors)
             allowed = limits.propagate(node.layer, x, weights, node.take(allowances))
             tensors[node.path], allowances[node.path] = apply(node.layer, x, weights), allowed
-            own = None if allowed.own is None else allowed.own.astype(np.float32)
-            parts[node.path].append(Expected(tensors[node.path], allowed.limit.astype(np.float32), own))
+            with np.errstate(over="ignore"):  # beyond float32 anything is allowed, and a judge is infinite
+                own = None if allowed.own is None else allowed.own.astype(np.float32)
+                limit = allowed.limit.astype(np.float32)
+            parts[node.path].append(Expected(tensors[node.path], limit, own))
     return {path: _joined(part) for path, part in parts.items()}
 
 

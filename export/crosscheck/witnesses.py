@@ -5,6 +5,7 @@ All of them give outputs, every layer's output as far as they show it, and one l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Protocol
 
@@ -18,8 +19,9 @@ from onnx.reference.op_run import OpRun
 from export.crosscheck.graphs import cut, expose, layer_tensors
 from export.crosscheck.judgement import logit_path
 from export.graph import INPUT
-from export.session import Session
-from zoo.errors import CheckFailed
+from export.session import Session, Value
+from zoo.errors import CheckFailed, DataError
+from zoo.layers import Shape
 from zoo.model import IMAGE, Model
 
 EVALUATOR_IMAGES = 64  # for onnx's evaluator, which takes its time
@@ -30,6 +32,25 @@ class Witness(Protocol):
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """(N, *model.output_shape) for images float32 (N, C, H, W) in [0, 1]."""
+
+
+def _fits(value: Value, name: str, shape: Shape) -> bool:
+    """Whether an input or output is float32 [any batch, *shape]; a file may leave sizes open."""
+    sizes = value.shape[1:]
+    return (
+        (value.name, value.type) == (name, "tensor(float)")
+        and len(sizes) == len(shape)
+        and not isinstance(value.shape[0], int)
+        and all(size == n or not isinstance(size, int) for size, n in zip(sizes, shape, strict=True))
+    )
+
+
+def _sizes(shape: Shape) -> str:
+    return ", ".join(map(str, shape))
+
+
+def _listed(values: Sequence[Value]) -> str:
+    return ", ".join(f"{value.name} {value.type} {value.shape}" for value in values[:3])
 
 
 class GraphWitness:
@@ -52,7 +73,21 @@ class GraphWitness:
         self.optimize = optimize
         self.foreign = foreign
         self.session = Session(content, optimize, foreign=foreign)
+        if foreign:
+            self._check_interface()
         self._layers = layers
+
+    def _check_interface(self) -> None:
+        """Raise DataError unless the file takes and gives what every ONNX file of the zoo does."""
+        inputs, outputs = self.session.inputs, self.session.given
+        model = self.model
+        if len(inputs) != 1 or not _fits(inputs[0], INPUT, model.input_shape):
+            raise DataError(
+                f"it takes {_listed(inputs)}, not {INPUT} float32 [batch, {_sizes(model.input_shape)}]"
+            )
+        if not _fits(outputs[0], model.output, model.output_shape):
+            wanted = f"{model.output} float32 [batch, {_sizes(model.output_shape)}]"
+            raise DataError(f"it gives {_listed(outputs)}, not {wanted}")
 
     @cached_property
     def proto(self) -> ModelProto:

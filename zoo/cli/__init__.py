@@ -7,14 +7,16 @@ output) and an exit code.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import NoReturn, TextIO
 
 import click
 
@@ -100,13 +102,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     args = list(sys.argv[1:] if arguments is None else arguments)
     if "--debug" in args:  # wherever it stands
         args = ["--debug", *(argument for argument in args if argument != "--debug")]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _terminate)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may be any bytes
     stdout = sys.stdout
     try:
         cli.main(args=args, prog_name="zoo", standalone_mode=False)
+        sys.stdout.flush()
         sys.exit(0)
     except Interrupted as error:
         _fail(Interrupted(error.what, error.where, f"go on with: {_resuming(args)}", error.code), args)
@@ -120,20 +126,35 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _fail(InvalidInput(error.format_message().rstrip("."), "", f"see {command} --help"), args)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
+    except _Terminated:
+        _fail(Interrupted("terminated", "", _hint(args), 143), args)
     except (KeyboardInterrupt, click.Abort):
-        hint = f"go on with: {_resuming(args)}" if "build" in args else ""
-        _fail(Interrupted("interrupted", "", hint), args)
+        _fail(Interrupted("interrupted", "", _hint(args)), args)
     except SystemExit as done:
         # click puts another stream in its place when nobody reads it any more: zoo list | head
         sys.exit(0 if sys.stdout is not stdout else done.code)
     except MemoryError:
         _fail(MachineError("out of memory"), args)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            _fail(InvalidInput("a name that is too long", str(error.filename)[:80]), args)
         _fail(MachineError(error.strerror or str(error), error.filename or ""), args)
     except Exception as error:
         text = str(error).splitlines()[0] if str(error) else ""
         hint = "run again with --debug and report it"
         _fail(ZooError(f"a bug of the zoo: {type(error).__name__}: {text}", "", hint), args)
+
+
+class _Terminated(BaseException):
+    """SIGTERM has come. What is under way cleans up after itself, as after an interrupt."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise _Terminated
+
+
+def _hint(args: Sequence[str]) -> str:
+    return f"go on with: {_resuming(args)}" if "build" in args else ""
 
 
 def _resuming(args: Sequence[str]) -> str:
@@ -146,10 +167,18 @@ def _fail(error: ZooError, args: Sequence[str]) -> NoReturn:
     if "--debug" in args:
         traceback.print_exc()
     if "--json" in args:
-        try:
-            print_json(error.to_dict())
-            sys.stdout.flush()
-        except BrokenPipeError:  # nobody reads it; nor may Python's own flush at the end complain
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    click.echo(f"{terminal.styled('error', 'red', sys.stderr)}: {error}", err=True)
+        _try_to_print(lambda: print_json(error.to_dict()), sys.stdout)
+    line = f"{terminal.styled('error', 'red', sys.stderr)}: {error}"
+    _try_to_print(lambda: click.echo(line, err=True), sys.stderr)
+    _try_to_print(lambda: None, sys.stdout)
     sys.exit(error.code)
+
+
+def _try_to_print(show: Callable[[], None], stream: TextIO) -> None:
+    """Print, unless nobody reads it or the disk is full; nor may Python's own flush at the end complain."""
+    try:
+        show()
+        stream.flush()
+    except OSError:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -130,12 +130,22 @@ def check_packages() -> None:
 def quiet_matplotlib() -> None:
     """Keep matplotlib's folder with our caches, not in HOME; its settings there do not count, and what
     it says of them is not heard. Call it before anything imports matplotlib."""
+    import atexit
     import logging
     import os
+    import shutil
+    import tempfile
 
     from zoo import data
+    from zoo.errors import MachineError
 
-    os.environ.setdefault("MPLCONFIGDIR", str(data.cache_folder() / "matplotlib"))
+    if "MPLCONFIGDIR" not in os.environ:
+        try:
+            os.environ["MPLCONFIGDIR"] = str(data.cache_folder() / "matplotlib")
+        except MachineError:  # no home
+            folder = tempfile.mkdtemp(prefix="zoo-")
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            os.environ["MPLCONFIGDIR"] = folder
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 

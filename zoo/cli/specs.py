@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import click
 
 from zoo import terminal
 from zoo.cli.options import complete_model, json_option, model_of, next_commands, print_json, shape
-from zoo.errors import InvalidInput, MachineError, ZooError
+from zoo.errors import InvalidInput, ZooError
 
 if TYPE_CHECKING:
     from zoo.model import Model
@@ -131,17 +132,13 @@ def _language(path: Path | None) -> str:
 
 
 def _write(model: Model, language: str, out: Path | None) -> None:
-    from zoo import specfile
+    from zoo import runs, specfile
 
     text = specfile.write(model, language)
     if out is None:
         click.echo(text, nl=False)
         return
-    try:
-        with out.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-    except FileExistsError:
-        raise InvalidInput("there is a file already", out, "choose another name") from None
-    except OSError as error:
-        raise MachineError(f"cannot write the spec: {error.strerror}", out) from None
+    if os.path.lexists(out):
+        raise InvalidInput("there is a file already", out, "choose another name")
+    runs.write_atomically(out, text.encode())
     click.echo(f"wrote {out}", err=True)

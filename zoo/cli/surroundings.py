@@ -9,7 +9,7 @@ import click
 
 from zoo import __version__, terminal
 from zoo.cli.options import check_packages, json_option, next_commands, print_json, shape
-from zoo.errors import InvalidInput, nearest
+from zoo.errors import InvalidInput, MachineError, nearest
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -34,8 +34,17 @@ def data(name: str | None, data_dir: str | None, as_json: bool) -> None:
     ]
     click.echo(terminal.table(header, cells))
     if not name and not any(row["name"] == "mnist" for row in rows):
-        click.echo(f"\nmnist is not in {data_sets.data_folder(data_dir)}")
+        click.echo(f"\nmnist is not in {_data_folder(data_dir)}")
         next_commands(["zoo", "data", "mnist"])
+
+
+def _data_folder(given: str | None) -> str:
+    from zoo import data as data_sets
+
+    try:
+        return str(data_sets.data_folder(given))
+    except MachineError as error:
+        return f"none: {error.what}"
 
 
 @click.command(epilog="\b\nExamples:\n  zoo env\n  zoo env --json")
@@ -46,7 +55,6 @@ def env(as_json: bool) -> None:
     import platform
 
     import backends
-    from zoo import data as data_sets
     from zoo import machine
 
     found: dict[str, Any] = {
@@ -55,7 +63,7 @@ def env(as_json: bool) -> None:
         "platform": platform.platform(),
         "processor": machine.processor(),
         "threads": machine.threads(),
-        "data_folder": str(data_sets.data_folder()),
+        "data_folder": _data_folder(None),
         "package": str(Path(__file__).parents[1]),
         "backends": {
             name: {
