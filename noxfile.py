@@ -118,7 +118,7 @@ def sweep(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def mutation(session: nox.Session) -> None:
-    """Mutated files of every format for five minutes each, others each time; on two cores an hour."""
+    """Mutated files of every format for five minutes each, others each time; half an hour on two cores."""
     session.install("-e", ".", "pytest", "pytest-xdist")
     session.env["ZOO_MUTATION_SECONDS"] = "300"
     _test(session, *SPREAD, "tests/test_hostile_files.py", backends="")
