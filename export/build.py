@@ -154,7 +154,7 @@ def build(
                     raise
                 except ZooError as error:
                     outcome.error = error
-                    say(f"{model.name} {name}: {error}")
+                    say(f"error: {model.name} {name}: {error}")
     return outcomes
 
 
@@ -235,10 +235,10 @@ def _start(
         manifest = kept.manifest()
         if manifest is None:
             return None, inputs
-        before = manifest["inputs"]
+        before, now = manifest["inputs"], dict(inputs)
         if not machine.chosen_threads() and machine.is_thread_count(before.get("threads")):
-            inputs = {**inputs, "threads": before["threads"]}
-        if differing := runs.differences(before, inputs):
+            now["threads"] = before["threads"]
+        if differing := runs.differences(before, now):
             raise InvalidInput(
                 f"the checkpoint is of another run: {'; '.join(differing)}",
                 kept.path,
@@ -254,7 +254,7 @@ def _start(
     say(
         f"{label}: {'trained before' if done else f'going on in epoch {start.epoch} after step {start.step}'}"
     )
-    return start, inputs
+    return start, now
 
 
 def _train(

@@ -324,6 +324,9 @@ def test_the_threads_of_a_checkpoint_are_kept(tmp_path: Path, monkeypatch: pytes
     start, inputs = build._start(run, "it", given, Options(), said.append)
     assert start is not None
     assert inputs == {**given, "threads": 7}
+    start, inputs = build._start(run, "it", {**given, "seed": 1}, Options(), said.append)
+    assert start is None
+    assert inputs["threads"] == 2, "another run has the machine's"
     monkeypatch.setenv("ZOO_THREADS", "2")
     start, inputs = build._start(run, "it", given, Options(), said.append)
     assert start is None
