@@ -80,8 +80,8 @@ def keras(session: nox.Session) -> None:
 @nox.session
 def cross(session: nox.Session) -> None:
     """Both frameworks, each in its own process, against each other; other engines; the mutation score."""
-    session.install("-e", ".[all]", "hypothesis", "jax", "pytest", "scipy")
-    _test(session, "-m", "cross", backends="torch,keras", specs=40)
+    session.install("-e", ".[all]", "hypothesis", "jax", "pytest", "pytest-xdist", "scipy")
+    _test(session, *SPREAD, "-m", "cross", backends="torch,keras", specs=40)
     if not session.posargs:
         score = os.path.join(session.create_tmp(), "selftest.json")
         session.run("zoo", "selftest", *SCORED, "--honest", "10", "--report", score)
