@@ -6,6 +6,7 @@ for none); without it, those that are installed are tested and the others are sk
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 from collections.abc import Iterator
@@ -77,6 +78,20 @@ def worker(framework: str, _running: dict[str, Worker]) -> Worker:
     if framework not in _running:
         _running[framework] = Worker(framework)
     return _running[framework]
+
+
+@pytest.fixture
+def lasting_workers(monkeypatch: pytest.MonkeyPatch, _running: dict[str, Worker]) -> None:
+    """Builds share a process per framework: to start one takes most of a short build's time."""
+
+    def lasting(name: str, threads: int | None = None) -> Worker:
+        if name not in _running:
+            _running[name] = Worker(name)
+        shared = copy.copy(_running[name])
+        shared.close = lambda: None  # type: ignore[method-assign]
+        return shared
+
+    monkeypatch.setattr("backends.client.Worker", lasting)
 
 
 @pytest.fixture

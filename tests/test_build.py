@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 import dataclasses
 import json
@@ -27,26 +26,14 @@ from zoo.errors import CheckFailed, DataError, Diverged, InvalidInput, MachineEr
 from zoo.recipe import SGD
 from zoo.runs import Run
 
+pytestmark = pytest.mark.usefixtures("lasting_workers")
+
 TINY = "cnn-padded:out_1=4,out_2=4"
 FILES = {
     "model.onnx", "native.onnx", "layers.onnx", "weights.safetensors", "spec.json", "report.json",
     "history.csv", "epochs.csv", "README.md", "manifest.json",
     *card.CAPTIONS,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _lasting_workers(monkeypatch: pytest.MonkeyPatch, _running: dict[str, Worker]) -> None:
-    """Builds share a process per framework: to start one takes most of a short build's time."""
-
-    def lasting(name: str, threads: int | None = None) -> Worker:
-        if name not in _running:
-            _running[name] = Worker(name)
-        shared = copy.copy(_running[name])
-        shared.close = lambda: None  # type: ignore[method-assign]
-        return shared
-
-    monkeypatch.setattr("backends.client.Worker", lasting)
 
 
 def options(out: Path, **changes: object) -> Options:

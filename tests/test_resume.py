@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import zoo
-from backends.client import RemoteNetwork, Worker
+from backends.client import RemoteNetwork
 from export import build
 from export.build import Options
 from zoo import checkpoints, data, training
@@ -163,20 +163,6 @@ def test_a_checkpoint_that_is_none(changed: dict[str, Any]) -> None:
 # A build: through the worker, the run's folder and what the user says.
 
 
-@pytest.fixture
-def _lasting_workers(monkeypatch: pytest.MonkeyPatch, _running: dict[str, Worker]) -> None:
-    """Builds share a process per framework; a build that is cut off here does not end it."""
-
-    def lasting(name: str, threads: int | None = None) -> Worker:
-        if name not in _running:
-            _running[name] = Worker(name)
-        shared = copy.copy(_running[name])
-        shared.close = lambda: None  # type: ignore[method-assign]
-        return shared
-
-    monkeypatch.setattr("backends.client.Worker", lasting)
-
-
 class _Cut(BaseException):
     """The process ends here."""
 
@@ -209,7 +195,7 @@ def built(out: Path, framework: str, model: str | zoo.Model = TINY, **changes: A
 
 @pytest.fixture
 def cut_off(
-    framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _lasting_workers: None
+    framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lasting_workers: None
 ) -> Callable[..., Run]:
     """Build with these options until the process is cut off after two checkpoints of 3 + 3 steps."""
 
@@ -334,7 +320,7 @@ def test_the_threads_of_a_checkpoint_are_kept(tmp_path: Path, monkeypatch: pytes
     assert inputs["threads"] == 2
 
 
-@pytest.mark.usefixtures("_lasting_workers")
+@pytest.mark.usefixtures("lasting_workers")
 def test_a_training_that_diverges_leaves_no_checkpoint(
     framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,7 +332,7 @@ def test_a_training_that_diverges_leaves_no_checkpoint(
     assert beside(Run(tmp_path / "cnn-padded" / framework)) == set()
 
 
-@pytest.mark.usefixtures("_lasting_workers")
+@pytest.mark.usefixtures("lasting_workers")
 def test_the_folder_is_removed_while_a_run_is_built(
     framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -402,7 +388,7 @@ def ended_by(number: int, out: Path, framework: str, *more: str) -> subprocess.C
     return subprocess.CompletedProcess([], process.returncode, stdout, stderr)
 
 
-@pytest.mark.usefixtures("_lasting_workers")
+@pytest.mark.usefixtures("lasting_workers")
 def test_a_command_that_is_interrupted_and_killed(framework: str, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert built(whole, framework, "lenet-dropout", epochs=3, limit=None)[0].error is None
