@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from zoo.errors import BackendUnavailable, InvalidInput, ZooError, nearest
 
 if TYPE_CHECKING:
-    from zoo.network import Backend
+    from zoo.network import Backend, Original
 
 __all__ = [
     "ENGINES",
@@ -33,6 +33,7 @@ __all__ = [
     "is_slow",
     "load",
     "names",
+    "original",
     "require",
     "training_names",
     "trains",
@@ -47,6 +48,7 @@ class _Entry:
     extra: str
     distributions: tuple[str, ...]  # whose versions a run depends on
     trains: bool = True
+    originals: str = ""  # the module that gives the framework's own models, `original(name, file, seed)`
 
 
 _ENTRIES = {
@@ -57,6 +59,7 @@ _ENTRIES = {
         "pip install torch torchvision onnxscript",
         "torch",
         ("torch", "onnxscript"),
+        originals="backends.torchvision_models",
     ),
     "keras": _Entry(
         "backends.keras3",
@@ -64,6 +67,7 @@ _ENTRIES = {
         "pip install keras tensorflow tf2onnx",
         "keras",
         ("keras", "tensorflow", "tf2onnx"),
+        originals="backends.keras_applications",
     ),
 }
 COMPILED = "torch:compile"
@@ -166,6 +170,16 @@ def load(name: str) -> Backend:
             f"reinstall it: {entry.install}",
         ) from error
     return backend
+
+
+def original(backend: str, name: str, file: str | None, seed: int) -> Original:
+    """One of the framework's own models, such as torchvision's resnet18, in this process.
+
+    file: its weights; None: the framework's own random ones from `seed`.
+    """
+    module = importlib.import_module(_resolve(backend)[0].originals)
+    made: Original = module.original(name, file, seed)
+    return made
 
 
 def canonical(name: str) -> str:

@@ -174,6 +174,19 @@ class Worker:
         """Hand over the images of the next trainings (uint8)."""
         self.ask("data", vars(split))
 
+    def adopt(self, name: str, file: Path | None, seed: int = 0) -> RemoteOriginal:
+        """One of the framework's own models, with the weights of a file or random ones from `seed`.
+
+        Raises DataError if the file is none or does not fit, BackendUnavailable without its library.
+        """
+        place = None if file is None else str(file.resolve())
+        fields, tensors = self.ask("adopt", name=name, file=place, seed=seed)
+        layers: list[tuple[str, dict[str, np.ndarray]]] = [(kind, {}) for kind in fields["kinds"]]
+        for key, array in tensors.items():
+            number, _, weight = key.partition("/")
+            layers[int(number)][1][weight] = array
+        return RemoteOriginal(self, layers, fields["versions"])
+
     def build(self, model: Model, weights: Mapping[str, np.ndarray], dtype: str = "float32") -> RemoteNetwork:
         """The network of a model in the worker; it replaces the one before it."""
         self.ask("build", weights, model=model.to_dict(), dtype=dtype)
@@ -231,6 +244,18 @@ class Step(NamedTuple):
 
     loss: float
     batch: list[int]
+
+
+class RemoteOriginal(NamedTuple):
+    """A framework's own model in a worker: see zoo.network.Original."""
+
+    worker: Worker
+    layers: list[tuple[str, dict[str, np.ndarray]]]
+    versions: dict[str, str]
+
+    def predict(self, images: np.ndarray, dtype: str = "float32") -> np.ndarray:
+        """Its outputs (N, classes) for images (N, C, H, W) as it takes them."""
+        return self.worker.ask("predict_original", {"images": images}, dtype=dtype)[1]["outputs"]
 
 
 class RemoteNetwork:

@@ -22,7 +22,7 @@ from backends.messages import Arrays
 from zoo import data, model, training
 from zoo.checkpoints import Checkpoint
 from zoo.errors import MachineError, NotSupported, ZooError
-from zoo.network import ComparableNetwork, Network
+from zoo.network import ComparableNetwork, Network, Original
 from zoo.recipe import Recipe
 
 PROGRESS_SECONDS = 0.1
@@ -39,6 +39,7 @@ class Worker:
         self.output = output
         self.signals = signals  # that have come, and ask a training to stop
         self.network: Network | None = None
+        self.original: Original | None = None
         self.recipe: Recipe | None = None
         self.split: data.Split | None = None
 
@@ -162,6 +163,23 @@ class Worker:
     def weights(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """The canonical weights of the current network."""
         return {}, self.current().weights()
+
+    def adopt(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """Take one of the framework's own models: the kinds and weights of its layers, in order of use."""
+        self.original = backends.original(self.backend.name, **fields)
+        layers = list(self.original.layers())
+        tensors = {
+            f"{number}/{name}": array
+            for number, (_, weights) in enumerate(layers)
+            for name, array in weights.items()
+        }
+        return {"kinds": [kind for kind, _ in layers], "versions": self.original.versions()}, tensors
+
+    def predict_original(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """The outputs of the framework's own model for images as it takes them."""
+        if self.original is None:
+            raise RuntimeError("no model was adopted yet")
+        return {}, {"outputs": self.original.predict(arrays["images"], fields["dtype"])}
 
     def export_native(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """The bytes of the framework's own ONNX export of the current network."""

@@ -106,3 +106,37 @@ def _safe(text: str) -> str:
     """Text that Markdown and HTML show as it is."""
     escaped = html.escape(text, quote=False)
     return "".join("\\" + c if c in r"\`*_[]|#!" else c for c in escaped)
+
+
+def import_card(model: Model, report: dict[str, Any]) -> str:
+    """The text of the README.md of a model that was brought in: where from, and how it was checked."""
+    about = report["imported"]
+    origin = [f"- {_safe(str(key))}: {_safe(str(value))}" for key, value in about.items()]
+    checks = [
+        f"| {_safe(check['witness'])} | {check['dtype']} | {' x '.join(map(str, check['input_shape']))} "
+        f"| {check['max_abs_diff']:.1e} | {check['limit']:.1e} |"
+        for check in report["checks"]
+    ]
+    return "\n".join([
+        f"# {_safe(model.title)}, imported",
+        "",
+        f"{model.parameters:,} parameters, {model.macs:,} multiply-accumulates an image.",
+        "",
+        *origin,
+        "",
+        "## Checks",
+        "",
+        "Every witness against the original, with the same weights and images:",
+        "",
+        "| witness | dtype | image | max abs difference | allowed |",
+        "|---|---|---|---|---|",
+        *checks,
+        "",
+        "## Use",
+        "",
+        "```python",
+        *usage("model.onnx", model).splitlines(),
+        "```",
+        *(["", "## Notes", "", *(f"- {_safe(note)}" for note in model.notes)] if model.notes else []),
+        "",
+    ])  # fmt: skip

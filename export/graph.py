@@ -204,7 +204,7 @@ def adaptive_avg_pool2d(
 ) -> tuple[list[NodeProto], Weights]:
     """A mean over the columns of each cell, then over its rows: two products with matrices of shares."""
     rows, columns = (
-        _shares(cells, length)
+        shares(cells, length)
         for cells, length in zip(layer.cells(node.input_shape), node.input_shape[1:], strict=True)
     )
     chain = _Chain(node.path)
@@ -296,7 +296,7 @@ class _Chain:
         self._nodes.append(helper.make_node(operator, names, [y], name, **attributes))
 
 
-def _shares(cells: Sequence[tuple[int, int]], length: int) -> np.ndarray:
+def shares(cells: Sequence[tuple[int, int]], length: int) -> np.ndarray:
     """The matrix (cells, length) whose product with a column of numbers is their mean in each cell."""
     matrix = np.zeros((len(cells), length), dtype=np.float32)
     for row, (first, end) in zip(matrix, cells, strict=True):

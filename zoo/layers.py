@@ -256,8 +256,8 @@ class BatchNorm(Layer):
     momentum: float = 0.1
 
     def __post_init__(self) -> None:
-        epsilon = fields.float32(self.epsilon, "BatchNorm.epsilon")
-        if epsilon <= 0:
+        epsilon = fields.real(self.epsilon, "BatchNorm.epsilon")  # the very number: frameworks take it in
+        if fields.float32(epsilon, "BatchNorm.epsilon") <= 0:  # float64 as well
             raise InvalidSpec(f"{self.epsilon!r} is not positive", "BatchNorm.epsilon")
         momentum = fields.real(self.momentum, "BatchNorm.momentum")
         if not 0 < momentum <= 1:

@@ -7,7 +7,7 @@ know which framework answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -90,6 +90,19 @@ class ComparableNetwork(Network, Protocol):
 
         Raises NotSupported where the framework has but one.
         """
+
+
+class Original(Protocol):
+    """A framework's own model, made of nothing of the zoo's: what imported weights are held against."""
+
+    def layers(self) -> Iterable[tuple[str, dict[str, np.ndarray]]]:
+        """(kind, weights by canonical name, in canonical layout) of each layer with weights, as used."""
+
+    def predict(self, images: np.ndarray, dtype: str) -> np.ndarray:
+        """(N, classes) in "float32" or "float64" for images (N, C, H, W) as the model takes them."""
+
+    def versions(self) -> dict[str, str]:
+        """The versions of what it is made of."""
 
 
 class Backend(Protocol):

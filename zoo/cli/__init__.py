@@ -24,6 +24,7 @@ from zoo import __version__, terminal
 from zoo.cli.catalogue import list_, show
 from zoo.cli.doctor import doctor
 from zoo.cli.filtering import filter_
+from zoo.cli.importing import import_
 from zoo.cli.options import print_json
 from zoo.cli.parity import parity
 from zoo.cli.plotting import plot
@@ -89,6 +90,7 @@ for command in (
     doctor,
     report,
     spec,
+    import_,
     filter_,
     data,
     env,

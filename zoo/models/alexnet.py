@@ -1,4 +1,4 @@
-"""AlexNet on one device: Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014."""
+"""AlexNet on one device: Krizhevsky, "One weird trick for parallelizing CNNs", 2014."""
 
 from zoo.layers import Conv2d, Dense, Dropout, Flatten, MaxPool2d, ReLU
 from zoo.model import Model

@@ -8,7 +8,7 @@ from zoo.registry import register
 
 EPSILON = 1e-3  # of torchvision's batch normalisations
 RECIPE = Recipe(SGD(learning_rate=0.01, momentum=0.9), batch_size=256, epochs=90)
-# Channels of the branches, as the paper's table has them: 1x1; before 3x3, 3x3; before 5x5, 5x5; after the pool.
+# Channels, as the paper's table has them: 1x1; before 3x3, 3x3; before 5x5, 5x5; after the pool.
 Widths = tuple[int, int, int, int, int, int]
 BLOCK_3A: Widths = (64, 96, 128, 16, 32, 32)
 
@@ -61,17 +61,22 @@ def inception_block(size: int = 28) -> Model:
         document="Szegedy et al., 2015, arXiv:1409.4842",
         input_shape=(192, size, size),
         layers=(
-            Concat([
-                (Conv2d(one, 1), ReLU()),
-                (Conv2d(before3, 1), ReLU(), Conv2d(three, 3, padding=1), ReLU()),
-                (Conv2d(before5, 1), ReLU(), Conv2d(five, 5, padding=2), ReLU()),
-                (MaxPool2d(3, stride=1, padding=1), Conv2d(pooled, 1), ReLU()),
-            ]),
+            Concat(
+                [
+                    (Conv2d(one, 1), ReLU()),
+                    (Conv2d(before3, 1), ReLU(), Conv2d(three, 3, padding=1), ReLU()),
+                    (Conv2d(before5, 1), ReLU(), Conv2d(five, 5, padding=2), ReLU()),
+                    (MaxPool2d(3, stride=1, padding=1), Conv2d(pooled, 1), ReLU()),
+                ]
+            ),
         ),
         labels=(),
         recipe=RECIPE,
-        notes=("A block, no classifier: it gives 256 feature maps. The paper counts 159 K weights, in 1,024s.",),
-    )  # fmt: skip
+        notes=(
+            "A block, no classifier: it gives 256 feature maps.",
+            "The paper counts 159 K weights: thousands of 1,024, without biases.",
+        ),
+    )
 
 
 def _conv(filters: int, kernel: int, stride: int = 1, padding: int = 0) -> tuple[Layer, ...]:

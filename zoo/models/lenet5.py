@@ -1,4 +1,4 @@
-"""LeNet-5, as it is built today: LeCun et al., "Gradient-Based Learning Applied to Document Recognition", 1998."""
+"""LeNet-5 as it is built today: LeCun et al., "Gradient-Based Learning Applied to Document Recognition"."""
 
 from zoo.layers import AvgPool2d, Conv2d, Dense, Flatten, Tanh
 from zoo.model import Model

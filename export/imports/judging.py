@@ -1,0 +1,203 @@
+"""Holding what was brought in to what it came from, and keeping it only if all agree.
+
+The original is the judge here: a framework's own module in float64, or a foreign ONNX file in onnxruntime.
+Every witness (the reference, each backend, the zoo's own ONNX export) gets the same weights and images.
+An output of probabilities is compared as centred logarithms too: where a thousand classes share the
+probability, an absolute limit sees nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import backends
+import zoo
+from backends.client import Workers
+from backends.reference import ReferenceNetwork
+from export import card
+from export.crosscheck import DIRECT, JUDGE, Comparison, compare, outer_limit
+from export.crosscheck.comparison import worst_of
+from export.crosscheck.inputs import probes
+from export.graph import serialize, to_layers_onnx, to_onnx
+from export.imports import originals
+from export.session import Session
+from zoo import machine, runs
+from zoo.errors import CheckFailed
+from zoo.model import Model
+from zoo.weights import Weights, digest, to_bytes
+
+FOLDER = "import"  # under runs/<model>/, where a backend's name would stand
+# In float64 the same formulas in another order differ by a few units of 2^-53 per layer: the deepest
+# classic measures 1e-14 relative to its largest output.
+FLOAT64 = 1e-12
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One witness beside the original: on which images, in which dtype, how far apart."""
+
+    witness: str
+    dtype: str
+    shape: tuple[int, ...]
+    images: int
+    comparison: Comparison
+
+    def to_dict(self) -> dict[str, Any]:
+        """The check as JSON data."""
+        return {
+            "witness": self.witness,
+            "dtype": self.dtype,
+            "input_shape": list(self.shape),
+            "images": self.images,
+            **self.comparison.to_dict(),
+        }
+
+
+def float32_checks(
+    model: Model,
+    weights: Mapping[str, np.ndarray],
+    images: np.ndarray,
+    expected: np.ndarray,
+    backend_names: Sequence[str],
+    workers: Workers,
+    say: Say,
+) -> list[Check]:
+    """Every witness in float32 on images (N, C, H, W) against the original's outputs for them.
+
+    The reference computes in float64 and is rounded to float32 at the end.
+    """
+
+    def outputs() -> Iterable[tuple[str, np.ndarray]]:
+        yield JUDGE, ReferenceNetwork(model, weights).predict(images).astype(np.float32)
+        yield DIRECT, Session(serialize(to_onnx(model, weights))).predict(images)
+        for name in backend_names:
+            with workers.use(name) as worker:
+                yield name, worker.build(model, weights).predict(images)
+
+    checks = []
+    for witness, found in outputs():
+        checks.append(
+            Check(witness, "float32", model.input_shape, len(images), against(model, found, expected))
+        )
+        say(f"{witness}: {checks[-1].comparison}")
+    return checks
+
+
+def float64_checks(
+    model: Model,
+    weights: Mapping[str, np.ndarray],
+    images: np.ndarray,
+    expected: np.ndarray,
+    backend_names: Sequence[str],
+    workers: Workers,
+    say: Say,
+) -> list[Check]:
+    """The reference and every backend in float64 on images (N, C, H, W) against the original in float64."""
+
+    def outputs() -> Iterable[tuple[str, np.ndarray]]:
+        yield JUDGE, ReferenceNetwork(model, weights).predict(images)
+        for name in backend_names:
+            with workers.use(name) as worker:
+                yield name, worker.build(model, weights, "float64").predict(images)
+
+    limit = FLOAT64 * float(np.abs(expected).max(initial=0))
+    checks = []
+    for witness, found in outputs():
+        comparison = compare(found, expected, limit, "float64")
+        checks.append(Check(witness, "float64", model.input_shape, len(images), comparison))
+        say(f"{witness}, float64, {model.input_shape[1]} x {model.input_shape[2]}: {comparison}")
+    return checks
+
+
+def against(model: Model, found: np.ndarray, expected: np.ndarray) -> Comparison:
+    """Float32 outputs against the original's, under the outer limit; probabilities as logits, too."""
+    plain = compare(found, expected)
+    if model.output != "probabilities" or plain.problem:
+        return plain
+    logits = [_centred_logarithms(x) for x in (found, expected)]
+    return worst_of([plain, compare(logits[0], logits[1], outer_limit(logits[1]), "float64")])
+
+
+def _centred_logarithms(probabilities: np.ndarray) -> np.ndarray:
+    """Logits up to a constant: (N, classes) float64, of mean 0 in every row."""
+    smallest = np.finfo(np.float32).tiny
+    logits = np.log(np.maximum(probabilities.astype(np.float64), smallest))
+    return logits - logits.mean(axis=1, keepdims=True)
+
+
+def require(checks: Iterable[Check], model: Model) -> None:
+    """Raise CheckFailed, naming the first, if any witness differs from the original."""
+    for check in checks:
+        if not check.comparison.passed:
+            raise CheckFailed(
+                f"{check.witness} differs from the original in {check.dtype}: {check.comparison}",
+                model.name,
+                "nothing was kept",
+            )
+
+
+def keep(
+    model: Model, weights: Weights, about: Mapping[str, Any], checks: Sequence[Check], out: Path, say: Say
+) -> tuple[Path, dict[str, Any]]:
+    """Publish what was brought in as a run, `out`/<model>/import; its folder and its report.
+
+    about: what it was made of. Raises CheckFailed, keeping nothing, if a check failed.
+    """
+    require(checks, model)
+    onnx = serialize(to_onnx(model, weights))
+    report = {
+        "model": model.name,
+        "backend": FOLDER,
+        "imported": dict(about),
+        "parameters": model.parameters,
+        "weights_sha256": digest(weights),
+        "onnx": {"sha256": hashlib.sha256(onnx).hexdigest(), "bytes": len(onnx)},
+        "checks": [check.to_dict() for check in checks],
+        "versions": machine.versions(
+            [name for backend in backends.training_names() for name in backends.distributions(backend)]
+        ),
+    }
+    files = {
+        "model.onnx": onnx,
+        "layers.onnx": serialize(to_layers_onnx(model, weights)),
+        "weights.safetensors": to_bytes(weights, {"model": model.title, **about}),
+        "spec.json": model.to_json().encode(),
+        "report.json": (json.dumps(report, indent=1) + "\n").encode(),
+        "README.md": card.import_card(model, report).encode(),
+    }
+    run = runs.Run(out / model.name / FOLDER)
+    with run.lock(say):
+        run.publish(files, {"zoo": zoo.__version__, **about})
+    return run.path, report
+
+
+def import_original(
+    wish: originals.Wish, backend_names: Sequence[str], out: Path, workers: Workers, say: Say
+) -> tuple[Path, dict[str, Any]]:
+    """Bring in a framework's own model; the folder it is kept in, and its report.
+
+    It is compared in float32 at its full size, and in float64 on one image of originals.SMALL x SMALL.
+    """
+    with workers.use(wish.backend) as worker:
+        say(f"{wish.source}:{wish.name}: building it")
+        adopted = originals.adopt(wish, worker)
+        images = probes(adopted.model, 1)
+        expected = adopted.expected(images)
+        own = against(adopted.model, adopted.expected(images, "float32"), expected)
+        small = wish.model(size=originals.SMALL)
+        image = probes(small, 1)[:1]
+        expected_small = adopted.expected(image)
+    model, weights = adopted.model, adopted.weights
+    checks = [Check(f"{wish.source} itself", "float32", model.input_shape, len(images), own)]
+    say(f"{wish.source} itself: {own}")
+    checks += float32_checks(model, weights, images, expected, backend_names, workers, say)
+    checks += float64_checks(small, weights, image, expected_small, backend_names, workers, say)
+    return keep(model, weights, adopted.about, checks, out, say)
