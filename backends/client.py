@@ -174,13 +174,15 @@ class Worker:
         """Hand over the images of the next trainings (uint8)."""
         self.ask("data", vars(split))
 
-    def adopt(self, name: str, file: Path | None, seed: int = 0) -> RemoteOriginal:
+    def adopt(self, name: str, file: Path | None, seed: int = 0, layered: bool = True) -> RemoteOriginal:
         """One of the framework's own models, with the weights of a file or random ones from `seed`.
+
+        layered: whether its layers are asked for.
 
         Raises DataError if the file is none or does not fit, BackendUnavailable without its library.
         """
         place = None if file is None else str(file.resolve())
-        fields, tensors = self.ask("adopt", name=name, file=place, seed=seed)
+        fields, tensors = self.ask("adopt", name=name, file=place, seed=seed, layered=layered)
         layers: list[tuple[str, dict[str, np.ndarray]]] = [(kind, {}) for kind in fields["kinds"]]
         for key, array in tensors.items():
             number, _, weight = key.partition("/")
@@ -256,6 +258,10 @@ class RemoteOriginal(NamedTuple):
     def predict(self, images: np.ndarray, dtype: str = "float32") -> np.ndarray:
         """Its outputs (N, classes) for images (N, C, H, W) as it takes them."""
         return self.worker.ask("predict_original", {"images": images}, dtype=dtype)[1]["outputs"]
+
+    def export(self) -> bytes:
+        """The framework's own ONNX export; raises NotSupported."""
+        return self.worker.ask("export_original")[1]["onnx"].tobytes()
 
 
 class RemoteNetwork:

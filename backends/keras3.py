@@ -89,6 +89,20 @@ def _quiet_import() -> None:
 
 
 @contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keep the chatter of Keras', TensorFlow's and tf2onnx's exporters to ourselves; errors come through."""
+    kept = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet_stderr():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        logging.disable(kept)
+
+
+@contextlib.contextmanager
 def _quiet_stderr() -> Iterator[None]:
     sys.stderr.flush()
     kept = os.dup(2)
@@ -757,15 +771,8 @@ class KerasNetwork:
         if version(needs) is None:
             raise NotSupported(f"Keras' ONNX export needs {needs}", "", f"pip install {needs}")
         self.network(np.zeros((1, *self.model.input_shape), dtype=self.dtype))  # Keras insists on a call
-        kept = logging.root.manager.disable
-        logging.disable(logging.INFO)
-        try:
-            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet_stderr():
-                warnings.simplefilter("ignore", FutureWarning)
-                warnings.simplefilter("ignore", DeprecationWarning)
-                self.network.export(str(path), format="onnx", verbose=False, opset_version=OPSET)
-        finally:
-            logging.disable(kept)
+        with quietly():
+            self.network.export(str(path), format="onnx", verbose=False, opset_version=OPSET)
         if not Path(path).is_file():
             raise NotSupported("Keras' ONNX export wrote no file")
 

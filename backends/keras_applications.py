@@ -8,6 +8,7 @@ it is opened in this worker process alone, and one that leads outside itself is 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +16,12 @@ import h5py
 import keras
 import numpy as np
 
-from zoo.errors import DataError
+from backends.keras3 import quietly
+from zoo.errors import DataError, InvalidInput, NotSupported, nearest
 from zoo.machine import version
 
-NOISE = 8  # images
+NOISE = 4  # images
+SIZES = {"Inception": 299, "Xception": 299, "NASNetLarge": 331}  # height and width; 224 otherwise
 MOST_OBJECTS = 100_000  # groups and data sets of a file
 
 
@@ -31,8 +34,11 @@ class Original:
         Raises DataError if the file is none, leads outside itself or does not fit.
         """
         keras.utils.set_random_seed(seed % 2**32)
+        known = [n for n in dir(keras.applications) if n[0].isupper()]
+        if name not in known:
+            raise InvalidInput(f"keras.applications has no {name!r}", "", nearest(name, known))
         self._make = getattr(keras.applications, name)
-        self._size = 224
+        self._size = next((size for start, size in SIZES.items() if name.startswith(start)), 224)
         self._model = self._built(self._size, "float32")
         if file is None:
             self._settle(seed)
@@ -50,14 +56,12 @@ class Original:
     def _settle(self, seed: int) -> None:
         """Give batch normalisations the statistics of noise. With those of a constructor, 0 and 1, most
         random networks give outputs that do not depend on the image: nothing could be seen of an error."""
-        noise = np.random.default_rng(seed).standard_normal((NOISE, 64, 64, 3), dtype=np.float32)
-        small = self._built(64, "float32")
-        small.set_weights(self._model.get_weights())
-        for layer in small.layers:
+        shape = (NOISE, self._size, self._size, 3)
+        noise = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+        for layer in self._model.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.momentum = 0.0  # of the old ones
-        small(noise, training=True)
-        self._model.set_weights(small.get_weights())
+        self._model(noise, training=True)
 
     def _built(self, size: int, dtype: str) -> keras.Model:
         before = keras.config.dtype_policy().name
@@ -94,6 +98,19 @@ class Original:
             model.set_weights(self._model.get_weights())
         given = np.ascontiguousarray(images.transpose(0, 2, 3, 1)).astype(dtype)
         return np.asarray(model(given, training=False))
+
+    def export(self) -> bytes:
+        """Keras' own ONNX export of the model, with a symbolic batch; raises NotSupported."""
+        if version("tf2onnx") is None:
+            raise NotSupported("Keras' ONNX export needs tf2onnx", "", "pip install tf2onnx")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            self._model(np.zeros((1, self._size, self._size, 3), np.float32))  # Keras insists on a call
+            with quietly():
+                self._model.export(str(path), format="onnx", verbose=False, opset_version=18)
+            if not path.is_file():
+                raise NotSupported("Keras' ONNX export wrote no file")
+            return path.read_bytes()
 
     def versions(self) -> dict[str, str]:
         """The versions of Keras and its engine."""

@@ -8,6 +8,7 @@ A file of weights is unpickled with `weights_only=True`, in this worker process 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from zoo.errors import BackendUnavailable, DataError
+from zoo.errors import BackendUnavailable, DataError, InvalidInput, NotSupported, nearest
 from zoo.machine import version
 
 KINDS = {nn.Conv2d: "conv", nn.BatchNorm2d: "batchnorm", nn.Linear: "dense"}
@@ -28,9 +29,13 @@ NAMES = {
     "running_var": "running_var",
 }
 # What a constructor needs so that it builds the network alone: GoogLeNet's classifiers are for training.
-ARGUMENTS: dict[str, dict[str, Any]] = {"googlenet": {"aux_logits": False, "init_weights": True}}
-NOISE = 8  # images
-LEFT_OUT = {"googlenet": ("aux1.", "aux2.")}  # what its files hold beside the network
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "googlenet": {"aux_logits": False, "init_weights": True},
+    "inception_v3": {"aux_logits": False, "init_weights": True},
+}
+NOISE = 4  # images
+LEFT_OUT = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}  # in their files
+SIZES = {"inception_v3": 299}  # height and width of the images; 224 otherwise
 
 
 class Original:
@@ -47,8 +52,12 @@ class Original:
             raise BackendUnavailable(
                 f"torchvision cannot be imported: {error}", "", "run: pip install torch torchvision"
             ) from None
+        known = models.list_models(module=models)  # those that tell images apart
+        if name not in known:
+            raise InvalidInput(f"torchvision has no model {name!r}", "", nearest(name, known))
+        self._size = SIZES.get(name, 224)
         torch.manual_seed(seed)
-        self._module: nn.Module = getattr(models, name)(weights=None, **ARGUMENTS.get(name, {})).eval()
+        self._module: nn.Module = models.get_model(name, weights=None, **ARGUMENTS.get(name, {})).eval()
         if file is None:
             self._settle(seed)
         else:
@@ -60,7 +69,8 @@ class Original:
         for module in self._module.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 1.0  # of the new batch
-        noise = np.random.default_rng(seed).standard_normal((NOISE, 3, 64, 64), dtype=np.float32)
+        shape = (NOISE, 3, self._size, self._size)
+        noise = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
         with torch.no_grad():
             self._module.train()(torch.from_numpy(noise))
         self._module.eval()
@@ -93,7 +103,7 @@ class Original:
             if type(module) in KINDS
         ]
         with torch.no_grad():
-            self._module(torch.zeros(1, 3, 64, 64))
+            self._module(torch.zeros(1, 3, self._size, self._size))
         for hook in hooks:
             hook.remove()
         for module in used:
@@ -108,6 +118,24 @@ class Original:
         kind = getattr(torch, dtype)
         with torch.inference_mode(), _converted(self._module, kind):
             return np.asarray(self._module(torch.from_numpy(images).to(kind)).numpy())
+
+    def export(self) -> bytes:
+        """torch's own ONNX export of the module, with a symbolic batch; raises NotSupported."""
+        if version("onnxscript") is None:
+            raise NotSupported("torch.onnx.export needs onnxscript", "", "pip install onnxscript")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # FutureWarning and UserWarning of torch's own code
+            program = torch.onnx.export(
+                self._module,
+                (torch.zeros(2, 3, self._size, self._size),),
+                dynamo=True,
+                verbose=False,
+                opset_version=18,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+            )
+        if program is None:
+            raise NotSupported("torch.onnx.export gave no program")
+        return bytes(program.model_proto.SerializeToString())
 
     def versions(self) -> dict[str, str]:
         """The versions of torchvision and torch."""

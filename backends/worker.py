@@ -165,9 +165,13 @@ class Worker:
         return {}, self.current().weights()
 
     def adopt(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
-        """Take one of the framework's own models: the kinds and weights of its layers, in order of use."""
+        """Take one of the framework's own models: the kinds and weights of its layers, in order of use.
+
+        layered: without it, no layers are given.
+        """
+        layered = fields.pop("layered")
         self.original = backends.original(self.backend.name, **fields)
-        layers = list(self.original.layers())
+        layers = list(self.original.layers()) if layered else []
         tensors = {
             f"{number}/{name}": array
             for number, (_, weights) in enumerate(layers)
@@ -180,6 +184,14 @@ class Worker:
         if self.original is None:
             raise RuntimeError("no model was adopted yet")
         return {}, {"outputs": self.original.predict(arrays["images"], fields["dtype"])}
+
+    def export_original(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """The bytes of the framework's ONNX export of its own model."""
+        import numpy as np
+
+        if self.original is None:
+            raise RuntimeError("no model was adopted yet")
+        return {}, {"onnx": np.frombuffer(self.original.export(), dtype=np.uint8)}
 
     def export_native(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """The bytes of the framework's own ONNX export of the current network."""

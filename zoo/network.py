@@ -101,6 +101,9 @@ class Original(Protocol):
     def predict(self, images: np.ndarray, dtype: str) -> np.ndarray:
         """(N, classes) in "float32" or "float64" for images (N, C, H, W) as the model takes them."""
 
+    def export(self) -> bytes:
+        """The framework's own ONNX export; raises NotSupported with the reason where there is none."""
+
     def versions(self) -> dict[str, str]:
         """The versions of what it is made of."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from math import prod
 from typing import Any
 
@@ -338,7 +339,7 @@ def global_max_pool(node: Node) -> View:
 
 
 @rule("ReduceMean", "ReduceMax")
-def reduce(node: Node) -> View:
+def reduction(node: Node) -> View:
     view = node.view()
     axes = node.integers("axes", 1)
     rank = len(view.dims) + node.batched
@@ -675,22 +676,44 @@ def power(node: Node) -> View:
     return view.like(_composed("Pow", view.tensor, lambda x: np.power(x, number_)))
 
 
-@rule("Min", "Max")
-def extreme(node: Node) -> View:
-    choose = np.minimum if node.operator == "Min" else np.maximum
-    constants = [x for x in node.inputs if isinstance(x, np.ndarray)]
-    views = [i for i, x in enumerate(node.inputs) if isinstance(x, View)]
-    if len(views) != 1 or any(constant.size != 1 for constant in constants):
-        raise Inexpressible("an extreme of several tensors")
-    bounds = [float(constant.reshape(-1)[0]) for constant in constants]
-    view = node.view(views[0])
+JOINT: dict[str, Callable[..., Array]] = {
+    "Equal": np.equal,
+    "Greater": np.greater,
+    "GreaterOrEqual": np.greater_equal,
+    "Less": np.less,
+    "LessOrEqual": np.less_equal,
+    "Max": lambda *x: reduce(np.maximum, x),
+    "Min": lambda *x: reduce(np.minimum, x),
+    "Where": np.where,
+}
 
-    def extreme_of(x: Array) -> Array:
-        for bound in bounds:
-            x = choose(x, bound)
-        return x
 
-    return view.like(_composed(node.operator, view.tensor, extreme_of))
+@rule(*JOINT)
+def joint(node: Node) -> View:
+    """A function of several numbers that come from one number of one tensor, or are constants."""
+    views = [value for value in node.inputs if isinstance(value, View)]
+    common = _common([view.tensor for view in views])
+    constants = [value for value in node.inputs if isinstance(value, np.ndarray)]
+    if common is None or any(constant.size != 1 for constant in constants):
+        raise Inexpressible("of several tensors")
+    base, functions = common
+    rest = iter(functions)
+    parts = [
+        next(rest) if isinstance(value, View) else _always(node.required(i, "term"))
+        for i, value in enumerate(node.inputs)
+    ]
+    function = JOINT[node.operator]
+    whole = _found(
+        base,
+        lambda x: function(*(part(x) for part in parts)),
+        f"a {node.operator} of functions of one number that is no layer",
+    )
+    return views[0].like(whole)
+
+
+def _always(constant: Array) -> Function:
+    number_ = constant.reshape(-1)[0]
+    return lambda x: number_
 
 
 @rule("Add", "Sub", "Mul", "Div", "Sum")
@@ -727,9 +750,11 @@ def arithmetic(node: Node) -> View:
 
 def _of_two(node: Node, a: View, b: View) -> View:
     """Two tensors of the image: a function of one of them, or where branches meet."""
-    combined = _combined(node.operator, a.tensor, b.tensor)
-    if combined is not None:
-        return a.like(combined)
+    common = _common([a.tensor, b.tensor])
+    if common is not None:
+        base, (f, g) = common
+        whole = _operation(node.operator, f, g)
+        return a.like(_found(base, whole, f"a {node.operator} of functions of one number that is no layer"))
     joins = {"Add": Join.ADD, "Sum": Join.ADD, "Mul": Join.MULTIPLY}
     if node.operator not in joins:
         raise Inexpressible(f"a {node.operator} of two branches")
@@ -746,13 +771,14 @@ def _of_two(node: Node, a: View, b: View) -> View:
     return x.like(Tensor((x.tensor, y.tensor), x.shape, join))
 
 
-def _combined(operator: str, a: Tensor, b: Tensor) -> Tensor | None:
-    """Two tensors that are functions of the same third one, as one function; None if they are not."""
-    chains = [list(_lineage(tensor)) for tensor in (a, b)]
+def _common(tensors: Sequence[Tensor]) -> tuple[Tensor, list[Function]] | None:
+    """The nearest tensor of which all of these are functions, number by number, and the functions."""
+    chains = [_lineage(tensor) for tensor in tensors]
     for base, f in chains[0]:
-        for other, g in chains[1]:
-            if base is other:
-                return _found(base, _operation(operator, f, g), f"a {operator} of functions of one tensor")
+        others = [next((g for other, g in chain if other is base), None) for chain in chains[1:]]
+        found = [g for g in others if g is not None]
+        if len(found) == len(others):
+            return base, [f, *found]
     return None
 
 
@@ -800,6 +826,8 @@ def recognised(function: Function) -> Layer | None:
     """The layer without weights that gives the same as a function of one number on GRID, if there is one."""
     with np.errstate(all="ignore"):
         values = function(GRID)
+        if values.dtype == bool:  # a comparison is no layer, but may choose between two
+            return None
         slope, alpha = float(-function(np.array([-1.0]))[0]), float(-function(np.array([-300.0]))[0])
     candidates: list[Layer] = [ReLU(), ReLU6(), Sigmoid(), Tanh(), SiLU(), GELU(), GELU("tanh")]
     candidates += [HardSigmoid(), HardSwish()]

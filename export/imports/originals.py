@@ -1,4 +1,4 @@
-"""Models of torchvision and keras.applications that the zoo has as specs: their weights under our names.
+"""Models of torchvision and keras.applications: their weights, under the names of the zoo's own specs.
 
 A framework's own model gives its layers' weights in the order in which they are used, which is the order of
 `Model.walk()`. Kinds and shapes are compared one by one, and the outputs afterwards, so that a wrong
@@ -58,13 +58,22 @@ class Wish:
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
             raise InvalidInput(f"unknown source {self.source!r}", "", nearest(self.source, SOURCES))
-        known = SOURCES[self.source][1]
-        if self.name not in known:
-            raise InvalidInput(f"{self.source} has no {self.name!r} here", "", nearest(self.name, known))
+        if not self.name.isidentifier():
+            raise InvalidInput(f"{self.name!r} is no model of {self.source}", "", self.examples)
         if self.file is None and self.sha256 is not None:
             raise InvalidInput("there is no file to compare it with", "--sha256", "give --weights FILE")
         if not 0 <= self.seed < 2**63:
             raise InvalidInput(f"seed {self.seed}", "--seed", "give an integer from 0 to 2^63 - 1")
+
+    @property
+    def examples(self) -> str:
+        """The names that the zoo has as specs."""
+        return f"such as {', '.join(SOURCES[self.source][1])}"
+
+    @property
+    def has_spec(self) -> bool:
+        """Whether the zoo has the model as a spec; any other is read from the framework's ONNX export."""
+        return self.name in SOURCES[self.source][1]
 
     @property
     def backend(self) -> str:
@@ -106,6 +115,16 @@ def adopt(wish: Wish, worker: Worker) -> Adopted:
     Raises DataError if the file is none, has another SHA-256 or does not fit; BackendUnavailable.
     """
     model = wish.model()
+    original, about = taken(wish, worker)
+    return Adopted(wish, model, check(model, _named(model, original), wish.name), original, about)
+
+
+def taken(wish: Wish, worker: Worker) -> tuple[RemoteOriginal, dict[str, Any]]:
+    """The framework's own model in its worker, and where its weights come from, as JSON data.
+
+    Raises DataError if the file is none, has another SHA-256 or does not fit; InvalidInput for an unknown
+    name; BackendUnavailable.
+    """
     about: dict[str, Any] = {"source": f"{wish.source}:{wish.name}"}
     if wish.file is None:
         about |= {"weights": "random", "seed": wish.seed}
@@ -114,11 +133,11 @@ def adopt(wish: Wish, worker: Worker) -> Adopted:
         if wish.sha256 is not None and found != wish.sha256.lower():
             raise DataError(f"the file's SHA-256 is {found}, not {wish.sha256}", wish.file)
         about |= {"weights": wish.file.name, "sha256": found}
-    original = worker.adopt(wish.name, wish.file, wish.seed)
+    original = worker.adopt(wish.name, wish.file, wish.seed, layered=wish.has_spec)
     if wish.file is not None and sha256(wish.file) != about["sha256"]:
         raise DataError("the file changed while it was read", wish.file)
     about["versions"] = original.versions
-    return Adopted(wish, model, check(model, _named(model, original), wish.name), original, about)
+    return original, about
 
 
 def sha256(path: Path) -> str:

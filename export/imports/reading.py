@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from export import isolation
+from export import artifacts, isolation
+from export.graph import INPUT, serialize, to_onnx
 from export.imports.operators import RULES, Node, Value
 from export.imports.structure import tree
 from export.imports.tensors import Array, Inexpressible, Tensor, View
-from zoo.errors import DataError, InvalidInput, InvalidSpec
+from zoo import registry
+from zoo.errors import DataError, InvalidInput, InvalidSpec, ZooError
 from zoo.layers import Dropout, Flatten, Layer, Shape
 from zoo.model import Model
 from zoo.recipe import Adam, Recipe
@@ -30,8 +32,8 @@ from zoo.weights import Weights, check
 
 # What is computed of constants alone, and how large its result may be.
 FOLDED = frozenset([
-    "Add", "Cast", "Concat", "Div", "Gather", "Identity", "Mul", "Neg", "Reciprocal", "Reshape", "Slice",
-    "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze",
+    "Add", "Cast", "Concat", "Div", "Gather", "Identity", "Mul", "Neg", "Reciprocal", "Reshape",
+    "Slice", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze",
 ])  # fmt: skip
 MOST_FOLDED = 2**28  # numbers
 MOST_REASONS = 5  # in one line
@@ -97,11 +99,39 @@ def read(
     name: of the model; default: the file's. image: (C, H, W), where the file leaves them open. output: which
     one, if it has several. Raises DataError if it is no ONNX file, Unsupported if no layers express it.
     """
+    if own := _own(content, name):
+        return own
     try:
         proto = onnx.load_from_string(content)
     except Exception:  # protobuf's DecodeError is not public
         raise DataError("not an ONNX file", where) from None
-    return read_proto(proto, where, name or named_after(Path(where).stem), image, output)
+    chosen = name or free_name(named_after(Path(where).stem))
+    found = read_proto(proto, where, chosen, image, output)
+    registry.check_builtin(found.model, where)
+    return found
+
+
+def _own(content: bytes, name: str | None) -> Read | None:
+    """What a file that the zoo exported says of itself, if it is as it was exported; None for all others.
+
+    So nothing is lost of what a graph does not hold: names, dropout, the recipe.
+    """
+    if b"zoo.spec" not in content:
+        return None
+    try:
+        model, weights = artifacts.parse_onnx(content, Path("model.onnx"))
+    except ZooError:
+        return None
+    if serialize(to_onnx(model, weights)) != content:
+        return None
+    model = replace(model, name=name, arguments=()) if name and name != model.name else model
+    taken = Input(INPUT, (BATCH, *model.input_shape), model.input_shape, True, False, None)
+    return Read(model, weights, taken, model.output, {node.path: node.path for node in model.walk()})
+
+
+def free_name(name: str) -> str:
+    """The name itself, unless a built-in model has it."""
+    return f"{name}-imported" if name in registry.names("all") else name
 
 
 def named_after(text: str) -> str:
@@ -246,6 +276,12 @@ class _Reader:
             results = [_constant(proto)]
         elif proto.op_type == "Shape" and isinstance(inputs[0], View):
             results = [self._shape(proto, inputs[0])]
+        elif proto.op_type == "CastLike" and len(inputs) == 2:  # the image and its layers are float32
+            first, like = inputs
+            kind = np.dtype(np.float32) if isinstance(like, View) else np.asarray(like).dtype
+            if isinstance(first, View) and kind != np.float32:
+                raise Inexpressible("a cast to another type than float32")
+            results = [first if isinstance(first, View) else np.asarray(first).astype(kind)]
         elif not any(isinstance(value, View) for value in inputs):
             results = _folded(proto, [x for x in inputs if isinstance(x, np.ndarray)], self.opset)
         elif proto.op_type not in RULES:
@@ -279,7 +315,7 @@ def _finished(reader: _Reader, end: View, name: str) -> Read:
     shape = output.shape
     labels = tuple(map(str, range(shape[0]))) if len(shape) == 1 and shape[0] > 1 else ()
     notes = (
-        f"Read from an ONNX graph that takes {reader.input.name!r}; its pixels are in whatever range that has. "
+        f"Read from an ONNX graph that takes {reader.input.name!r}: pixels are in whatever range that has.",
         "The recipe is the zoo's own.",
     )
     model = Model(name, reader.input.image, layers, RECIPE, labels, notes=notes)

@@ -42,7 +42,8 @@ Examples:
   zoo import torchvision:resnet18
   zoo import torchvision:resnet18 --weights resnet18-f37072fd.pth
   zoo import keras:MobileNetV2 --backend torch
-  zoo import model.onnx""",
+  zoo import torchvision:efficientnet_b0      any other one, by its ONNX export
+  zoo import model.onnx --name mine""",
 )
 @click.argument("source", shell_complete=complete_source)
 @click.option(
@@ -53,7 +54,9 @@ Examples:
 )
 @click.option("--sha256", metavar="HASH", help="What the file of weights must have.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of random weights.")
-@click.option("--name", help="The model's name here, for an ONNX file [default: the file's].")
+@click.option("--name", help="Of an ONNX file: the model's name here [default: the file's].")
+@click.option("--input-shape", metavar="C,H,W", help="Of an ONNX file that leaves its image's size open.")
+@click.option("--output", metavar="NAME", help="Of an ONNX file with several outputs: which one.")
 @backend_option
 @out_option
 @json_option
@@ -63,6 +66,8 @@ def import_(
     sha256: str | None,
     seed: int,
     name: str | None,
+    input_shape: str | None,
+    output: str | None,
     backend_names: tuple[str, ...],
     out: Path,
     as_json: bool,
@@ -80,19 +85,35 @@ def import_(
 
     origin, colon, known = source.partition(":")
     file = source.endswith(".onnx") or not colon
-    for option, given in (("--weights", weights), ("--sha256", sha256)) if file else (("--name", name),):
+    mine = {"--weights": weights, "--sha256": sha256}
+    theirs = {"--name": name, "--input-shape": input_shape, "--output": output}
+    for option, given in (mine if file else theirs).items():
         if given is not None:
             raise InvalidInput(f"{source} takes no such option", option)
     chosen = chosen_backends(backend_names, needed=False)
     with Workers() as workers:
         if file:
-            raise InvalidInput("no such thing", source)
-        wish = originals.Wish(origin, known, weights, sha256, seed)
-        path, report = judging.import_original(wish, chosen, out, workers, terminal.say)
+            shape = _shape(input_shape)
+            path, report = judging.import_onnx(
+                Path(source), chosen, out, workers, terminal.say, name, shape, output
+            )
+        else:
+            wish = originals.Wish(origin, known, weights, sha256, seed)
+            path, report = judging.import_original(wish, chosen, out, workers, terminal.say)
     if as_json:
         print_json({**report, "path": str(path)})
         return
     _print(path, report)
+
+
+def _shape(text: str | None) -> tuple[int, int, int] | None:
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() and 0 < int(part) < 10**6 for part in parts):
+        raise InvalidInput(f"{text!r} is not channels,height,width", "--input-shape", "such as 3,224,224")
+    channels, height, width = map(int, parts)
+    return channels, height, width
 
 
 def _print(path: Path, report: dict[str, Any]) -> None:
@@ -110,5 +131,5 @@ def _print(path: Path, report: dict[str, Any]) -> None:
     click.echo(terminal.table(("witness", "dtype", "image", "max|d|", "allowed"), rows))
     click.echo(f"\n{about['source']} -> {path}: {report['parameters']:,} parameters; every witness agrees")
     if "sha256" in about:
-        click.echo(f"weights: {about['weights']}, SHA-256 {about['sha256']}")
+        click.echo(f"{about.get('weights', about['source'])}: SHA-256 {about['sha256']}")
     next_commands(["zoo", "verify", str(path)], ["zoo", "export", str(path), "-o", f"{report['model']}.onnx"])
