@@ -67,7 +67,8 @@ class Original:
         before = keras.config.dtype_policy().name
         keras.config.set_dtype_policy(dtype)
         try:
-            return self._make(weights=None, input_shape=(size, size, 3))
+            # Without an input of its own it would take its images as float32 all the same.
+            return self._make(weights=None, input_tensor=keras.Input((size, size, 3), dtype=dtype))
         finally:
             keras.config.set_dtype_policy(before)
 
