@@ -16,7 +16,9 @@ nox.options.error_on_missing_interpreters = True
 SCORED = ("convnet-small", "cnn-padded", "lenet-dropout")
 # Most tests wait for one process at a time, a framework that starts: so several of them run at once.
 SPREAD = ("-n", "auto", "--dist", "worksteal")
-NEITHER = "not cross and not full_mnist and not notebooks"  # tests that are sessions of their own
+NEITHER = (
+    "not cross and not full_mnist and not notebooks and not classics"  # tests that are sessions of their own
+)
 
 
 def _test(session: nox.Session, *arguments: str, backends: str, specs: int | None = None) -> None:
@@ -106,6 +108,13 @@ def properties(session: nox.Session) -> None:
     """2,000 random specs through every backend and exporter, others each time: about a quarter of an hour."""
     session.install("-e", ".[all]", "hypothesis", "pytest", "scipy")
     _test(session, "-m", "cross", "tests/test_properties.py", backends="torch,keras", specs=2000)
+
+
+@nox.session(default=False)
+def classics(session: nox.Session) -> None:
+    """The classics at full size, both backends and ONNX, against torchvision and Keras: ten minutes, 8 GB."""
+    session.install("-e", ".[all]", "pytest")
+    _test(session, "-m", "classics", backends="torch,keras")
 
 
 @nox.session(default=False)

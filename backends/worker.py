@@ -234,7 +234,7 @@ def _serve() -> None:
         except BrokenPipeError:
             return
         except ZooError as error:
-            fault = {"class": type(error).__name__, "arguments": list(error.args)}
+            fault = {"class": type(error).__name__, "arguments": [str(part) for part in error.args]}
             messages.send(output, {"error": fault})
         except OSError as error:
             what = f"cannot write: {error.strerror or error}"

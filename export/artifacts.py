@@ -197,8 +197,10 @@ class Target:
             raise InvalidInput("not the name of a file", str(self.path), "give a file name with -o")
 
 
-def export(source: Source, target: Target, images: np.ndarray) -> dict[str, Any]:
+def export(source: Source, target: Target, images: np.ndarray | None, told: str = "") -> dict[str, Any]:
     """Verify a model on images (N, C, H, W) in [0, 1], then write it; says what was written.
+
+    images: None for noise and probes. told: what they are, in words.
 
     Raises CheckFailed, and writes nothing, if a witness disagrees.
     """
@@ -224,6 +226,6 @@ def export(source: Source, target: Target, images: np.ndarray) -> dict[str, Any]
         "opset": onnx.load_from_string(content).opset_import[0].version,
         "input": f"image float32 [batch, {', '.join(map(str, model.input_shape))}], pixels in [0, 1]",
         "output": f"{model.output} float32 [batch, {', '.join(map(str, model.output_shape))}]",
-        "check": f"{witness.output} on {len(images):,} images",
+        "check": f"{witness.output} on {told or f'{report.images:,} images'}",
         "example": card.usage(str(target.path), model),
     }

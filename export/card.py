@@ -8,6 +8,7 @@ from typing import Any
 
 from zoo.model import Model
 
+IMPORTED = "import"  # the folder of what was brought in, where a backend's name would stand
 CURVES, KERNELS, CONFUSION, MISTAKES = "curves.png", "kernels.png", "confusion.png", "mistakes.png"
 CAPTIONS = {
     CURVES: "loss and accuracy during training",

@@ -19,6 +19,7 @@ import jinja2
 
 import zoo
 from export import card
+from export.card import IMPORTED
 from zoo import registry, runs, training
 from zoo.errors import DataError, ZooError
 from zoo.model import Model
@@ -69,7 +70,8 @@ def collect(folder: Path) -> tuple[list[Entry], list[ZooError]]:
     failures: list[ZooError] = []
     for path in _run_folders(folder):
         try:
-            entries.append(_read(path))
+            if path.name != IMPORTED:  # nothing was trained there, nor tested
+                entries.append(_read(path))
         except ZooError as error:
             failures.append(error)
     if not entries and not failures:

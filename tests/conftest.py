@@ -7,6 +7,7 @@ for none); without it, those that are installed are tested and the others are sk
 from __future__ import annotations
 
 import copy
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import backends
 import zoo
 from backends.client import Worker
-from zoo import data
+from zoo import cli, data
 from zoo.network import Backend
 
 REQUIRED = os.environ.get("ZOO_TEST_BACKENDS")
@@ -112,9 +113,35 @@ def workers(_running: dict[str, Worker]) -> dict[str, Worker]:
     return {name: _running[name] for name in FRAMEWORKS}
 
 
-@pytest.fixture(params=zoo.names("all"))
+class Result:
+    """What a command gave: its exit code, its output, its errors."""
+
+    def __init__(self, code: object, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> object:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Call the command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ZOO_DATA", raising=False)
+
+    def call(*arguments: object) -> Result:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as done:
+            cli.main([str(argument) for argument in arguments])
+        return Result(done.value.code, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture(params=[*zoo.names(), "lenet-5"])
 def model(request: pytest.FixtureRequest) -> zoo.Model:
-    """Every registered model."""
+    """Every registered model that reads digits; the others have tests of their own."""
     return zoo.get(request.param)
 
 

@@ -23,30 +23,6 @@ from zoo.recipe import SGD, Recipe
 TINY = "cnn-padded:out_1=4,out_2=4"
 
 
-class Result:
-    def __init__(self, code: object, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self) -> object:
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Call the command line in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("ZOO_DATA", raising=False)
-
-    def call(*arguments: object) -> Result:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as done:
-            cli.main([str(argument) for argument in arguments])
-        return Result(done.value.code, *capfd.readouterr())
-
-    return call
-
-
 def test_list(run) -> None:
     result = run("list")
     assert result.code == 0

@@ -27,6 +27,7 @@ from drawing import draw, grey
 import zoo
 from export import artifacts, doctor, report, seal
 from export.graph import serialize, to_onnx
+from export.imports import reading
 from zoo import checkpoints, data, pictures, weights
 from zoo.errors import ZooError
 from zoo.runs import Run
@@ -113,6 +114,7 @@ def _examine_hashed_again(path: Path) -> object:
 
 ONNX = serialize(to_onnx(MODEL, WEIGHTS))
 UNSEALED = ONNX.replace(seal.KEY.encode(), b"zoo.sha257")
+FOREIGN = UNSEALED.replace(b"zoo.spec", b"zoo.spek")
 TENSORS = weights.to_bytes(WEIGHTS)
 PROGRESS = checkpoints.Checkpoint(2, 1, {}, {"a": 1}, [(1, 1, 0.5, 0.1)], [], None, -1.0, 3.5)
 FORMATS = {
@@ -125,6 +127,7 @@ FORMATS = {
     "onnx without a hash": Format("model.onnx", UNSEALED, artifacts.read_onnx),
     "doctor": Format("model.onnx", ONNX, doctor.examine),
     "doctor, hashed again": Format("model.onnx", ONNX, _examine_hashed_again),
+    "onnx import": Format("model.onnx", FOREIGN, lambda path: reading.read(path.read_bytes(), path)),
     "manifest": Format("manifest.json", _good_manifest(), _manifest),
     "checkpoint": Format("progress.json", json.dumps(PROGRESS.to_dict()).encode(), _checkpoint),
     "report": Format("report.json", REPORT, _report),

@@ -336,7 +336,10 @@ class LeakyReLU(Activation):
     slope: float
 
     def __post_init__(self) -> None:
-        _set(self, "slope", fields.float32(self.slope, "LeakyReLU.slope"))
+        slope = fields.float32(self.slope, "LeakyReLU.slope")
+        if slope < 0:  # Keras takes none
+            raise InvalidSpec(f"{self.slope!r} is negative", "LeakyReLU.slope")
+        _set(self, "slope", slope)
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,22 @@ from zoo.randomness import raw_bits
 
 LAYER_IMAGES = 256  # whose every layer is compared
 NOISE, PIXELS, RAMPS = 95, 31, 2
+MOST = 64  # of noise, and of single pixels, where there is no data set
+WORK = 20_000_000_000  # multiply-accumulates on each of the two
 MOST_BYTES = 400_000_000  # of what is kept of these images' layers
 
 
-def probes(model: Model, count: int = 64) -> np.ndarray:
+def probes(model: Model, count: int = MOST) -> np.ndarray:
     """Images that no transposition, flip or shift leaves alike: noise, single pixels, ramps.
 
     float32 (2 * count + 2, C, H, W) in [0, 1], the same on every call.
     """
     return np.concatenate([noise(model, count), *_pixels_and_ramps(model, count)])
+
+
+def probe_count(model: Model) -> int:
+    """How many probes of each kind a model is asked about: MOST, fewer where it computes much."""
+    return max(2, min(MOST, WORK // max(1, model.macs)))
 
 
 def noise(model: Model, count: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import backends
 from backends.client import RemoteNetwork, Worker, Workers
 from export.crosscheck.examination import examine
-from export.crosscheck.inputs import LAYER_IMAGES, probes
+from export.crosscheck.inputs import LAYER_IMAGES, probe_count, probes
 from export.crosscheck.judgement import JUDGE, Judgement, judge
 from export.crosscheck.verdict import (
     DIRECT,
@@ -84,7 +84,11 @@ def verify(
     started = time.perf_counter()
     check_layers(model, layers)
     names = list(witness_names(thorough) if backends is None else backends)
-    images = probes(model) if images is None else np.ascontiguousarray(images, dtype=np.float32)
+    images = (
+        probes(model, probe_count(model))
+        if images is None
+        else np.ascontiguousarray(images, dtype=np.float32)
+    )
     if layers:  # these are compared on a few of the images only
         images = images[:LAYER_IMAGES]
     few = LAYER_IMAGES if thorough else EVALUATOR_IMAGES

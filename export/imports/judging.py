@@ -38,7 +38,6 @@ from zoo.weights import Weights, digest, to_bytes
 OWN = 8.0  # see `allowed`
 SMALLEST = 1e-25  # of probabilities whose logarithms are compared
 PROBES = 4  # images that a file is asked about
-FOLDER = "import"  # under runs/<model>/, where a backend's name would stand
 # In float64 the same formulas in another order differ by a few units of 2^-53 per layer: the deepest
 # classic measures 1e-14 relative to its largest output.
 FLOAT64 = 1e-12
@@ -181,7 +180,7 @@ def keep(
     onnx = serialize(to_onnx(model, weights))
     report = {
         "model": model.name,
-        "backend": FOLDER,
+        "backend": card.IMPORTED,
         "imported": dict(about),
         "parameters": model.parameters,
         "weights_sha256": digest(weights),
@@ -199,7 +198,7 @@ def keep(
         "report.json": (json.dumps(report, indent=1) + "\n").encode(),
         "README.md": card.import_card(model, report).encode(),
     }
-    run = runs.Run(out / model.name / FOLDER)
+    run = runs.Run(out / model.name / card.IMPORTED)
     with run.lock(say):
         run.publish(files, {"zoo": zoo.__version__, **about})
     return run.path, report

@@ -19,11 +19,13 @@ from onnx import NodeProto, helper
 from backends.reference import apply
 from export.graph import shares
 from export.imports.tensors import (
+    MOST_STEPS,
     Affine,
     Array,
     Function,
     Inexpressible,
     Join,
+    Pointwise,
     Tensor,
     View,
     number,
@@ -179,7 +181,9 @@ def conv(node: Node) -> View:
 def gemm(node: Node) -> View:
     if node.attribute("transA", 0):
         raise Inexpressible("its first input is transposed: the batch becomes the features")
-    weight = node.required(1, "weight") * np.float32(node.attribute("alpha", 1.0))
+    weight, alpha = node.required(1, "weight"), node.attribute("alpha", 1.0)
+    if alpha != 1:
+        weight = weight * np.float32(alpha)
     if not node.attribute("transB", 0):
         weight = weight.T
     bias = node.constant(2, "bias")
@@ -231,6 +235,8 @@ def _rows(matrix: Array, view: View) -> View:
     if view.tensor.columns is None:
         raise Inexpressible("a matrix times something that comes from the image")
     x, columns = view.tensor.columns
+    if matrix.ndim != 2 or (matrix.shape[1], len(columns)) != x.shape[1:]:
+        raise Inexpressible("an image between two matrices of other sizes")
     layer = _construct(AdaptiveAvgPool2d, (matrix.shape[0], columns.shape[1]))
     wanted = [shares(cells, n) for cells, n in zip(layer.cells(x.shape), x.shape[1:], strict=True)]
     if not (_alike(matrix, wanted[0]) and _alike(columns.T, wanted[1])):
@@ -570,7 +576,7 @@ def _simple(operator: str, make: Callable[[Node], Layer]) -> None:
 def _activation(layer: Layer, x: Tensor) -> Tensor:
     """A layer of one number, which a later operator may take as part of another one."""
     result = made(layer, x)
-    result.pointwise = (x, lambda values: apply(layer, values, {}))
+    result.pointwise = Pointwise(x, lambda values: apply(layer, values, {}))
     return result
 
 
@@ -696,19 +702,17 @@ def joint(node: Node) -> View:
     constants = [value for value in node.inputs if isinstance(value, np.ndarray)]
     if common is None or any(constant.size != 1 for constant in constants):
         raise Inexpressible("of several tensors")
-    base, functions = common
-    rest = iter(functions)
+    base, pointwise = common
+    rest = iter(pointwise)
     parts = [
-        next(rest) if isinstance(value, View) else _always(node.required(i, "term"))
+        next(rest).function if isinstance(value, View) else _always(node.required(i, "term"))
         for i, value in enumerate(node.inputs)
     ]
     function = JOINT[node.operator]
-    whole = _found(
-        base,
-        lambda x: function(*(part(x) for part in parts)),
-        f"a {node.operator} of functions of one number that is no layer",
-    )
-    return views[0].like(whole)
+    cost = 1 + sum(part.cost for part in pointwise)
+    whole = Pointwise(base, lambda x: function(*(part(x) for part in parts)), cost)
+    problem = f"a {node.operator} of functions of one number that is no layer"
+    return views[0].like(_found(whole, problem))
 
 
 def _always(constant: Array) -> Function:
@@ -753,8 +757,8 @@ def _of_two(node: Node, a: View, b: View) -> View:
     common = _common([a.tensor, b.tensor])
     if common is not None:
         base, (f, g) = common
-        whole = _operation(node.operator, f, g)
-        return a.like(_found(base, whole, f"a {node.operator} of functions of one number that is no layer"))
+        whole = Pointwise(base, _operation(node.operator, f.function, g.function), 1 + f.cost + g.cost)
+        return a.like(_found(whole, f"a {node.operator} of functions of one number that is no layer"))
     joins = {"Add": Join.ADD, "Sum": Join.ADD, "Mul": Join.MULTIPLY}
     if node.operator not in joins:
         raise Inexpressible(f"a {node.operator} of two branches")
@@ -771,25 +775,26 @@ def _of_two(node: Node, a: View, b: View) -> View:
     return x.like(Tensor((x.tensor, y.tensor), x.shape, join))
 
 
-def _common(tensors: Sequence[Tensor]) -> tuple[Tensor, list[Function]] | None:
+def _common(tensors: Sequence[Tensor]) -> tuple[Tensor, list[Pointwise]] | None:
     """The nearest tensor of which all of these are functions, number by number, and the functions."""
     chains = [_lineage(tensor) for tensor in tensors]
-    for base, f in chains[0]:
-        others = [next((g for other, g in chain if other is base), None) for chain in chains[1:]]
-        found = [g for g in others if g is not None]
+    for first in chains[0]:
+        others = [next((p for p in chain if p.base is first.base), None) for chain in chains[1:]]
+        found = [other for other in others if other is not None]
         if len(found) == len(others):
-            return base, [f, *found]
+            return first.base, [first, *found]
     return None
 
 
-def _lineage(tensor: Tensor) -> list[tuple[Tensor, Function]]:
+def _lineage(tensor: Tensor) -> list[Pointwise]:
     """The tensors of which this one is a function, number by number, nearest first: itself, ..."""
-    found: list[tuple[Tensor, Function]] = [(tensor, lambda x: x)]
-    while found[-1][0].pointwise is not None:
-        last, f = found[-1]
-        assert last.pointwise is not None
-        base, g = last.pointwise
-        found.append((base, _after(f, g)))
+    found = [Pointwise(tensor, lambda x: x, 0)]
+    while (before := found[-1].base.pointwise) is not None:
+        whole = found[-1]
+        cost = whole.cost + before.cost
+        if cost > MOST_STEPS:
+            break
+        found.append(Pointwise(before.base, _after(whole.function, before.function), cost))
     return found
 
 
@@ -804,21 +809,21 @@ def _operation(operator: str, f: Function, g: Function) -> Function:
 
 def _composed(what: str, x: Tensor, function: Function) -> Tensor:
     """A function of every number of x. Where x itself is only a step to something, it is taken along."""
-    base, whole = x, function
-    while base.layer is None and base.pointwise is not None:
-        inner = base.pointwise[1]
-        whole = _after(whole, inner)
-        base = base.pointwise[0]
-    return _found(base, whole, f"{what}: a function of one number that is no layer")
+    whole = Pointwise(x, function)
+    while whole.base.layer is None and (before := whole.base.pointwise) is not None:
+        whole = Pointwise(before.base, _after(whole.function, before.function), whole.cost + before.cost)
+    return _found(whole, f"{what}: a function of one number that is no layer")
 
 
-def _found(base: Tensor, function: Function, problem: str) -> Tensor:
+def _found(whole: Pointwise, problem: str) -> Tensor:
     """The layer that computes a function, recognised by its values; without one a step to something."""
-    layer = recognised(function)
+    if whole.cost > MOST_STEPS:
+        raise Inexpressible(f"a function of one number made of more than {MOST_STEPS} steps")
+    base, layer = whole.base, recognised(whole.function)
     if layer is None:
-        return Tensor((base,), base.shape, problem=problem, pointwise=(base, function))
+        return Tensor((base,), base.shape, problem=problem, pointwise=whole)
     result = made(layer, base)
-    result.pointwise = (base, function)
+    result.pointwise = whole
     return result
 
 
@@ -873,12 +878,17 @@ def _affine(
         now = _moved(before, shift)
     if not all(np.isfinite(part).all() for part in (now.mean, now.scale, now.shift)):
         raise Inexpressible("a constant that is not finite")
-    result = _affine_layer(now)
-    result.affine = now
     parts = (now.mean, now.scale, now.shift)
+    function: Function | None = None
     if all(part.ndim == 0 for part in parts):
         m, s, t = map(float, parts)
-        result.pointwise = (now.base, lambda values: (values - m) * s + t)
+        function = lambda values: (values - m) * s + t  # noqa: E731
+    if function is not None and now.base.layer is None and now.base.pointwise is not None:
+        return view.like(_composed(node.operator, now.base, function))  # a step to something, as a rule
+    result = _affine_layer(now)
+    result.affine = now
+    if function is not None:
+        result.pointwise = Pointwise(now.base, function)
     return view.like(result)
 
 
@@ -893,10 +903,11 @@ def _affine_layer(affine: Affine) -> Tensor:
     """Normalize where that says it; a batch normalisation with a variance of 1 otherwise."""
     base = affine.base
     channels = base.shape[0]
-    mean, scale, shift = (
-        np.broadcast_to(part, (channels,)).astype(np.float32)
-        for part in (affine.mean, affine.scale, affine.shift)
-    )
+    with np.errstate(over="ignore"):  # an infinity is refused by the layer
+        mean, scale, shift = (
+            np.broadcast_to(part, (channels,)).astype(np.float32)
+            for part in (affine.mean, affine.scale, affine.shift)
+        )
     if len(base.shape) == 3 and not shift.any():
         return made(_construct(Normalize, tuple(map(float, mean)), tuple(map(float, scale))), base)
     ones = np.ones(channels)

@@ -26,7 +26,7 @@ from export.imports.tensors import Array, Inexpressible, Tensor, View
 from zoo import registry
 from zoo.errors import DataError, InvalidInput, InvalidSpec, ZooError
 from zoo.layers import Dropout, Flatten, Layer, Shape
-from zoo.model import Model
+from zoo.model import MOST_ACTIVATIONS, MOST_LAYERS, Model
 from zoo.recipe import Adam, Recipe
 from zoo.weights import Weights, check
 
@@ -36,6 +36,8 @@ FOLDED = frozenset([
     "Slice", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze",
 ])  # fmt: skip
 MOST_FOLDED = 2**28  # numbers
+MOST_CHANNELS, MOST_FEATURES = 2**20, 2**24
+LARGER = 4  # times as many weights as the file holds: some are used twice, Pads become ones
 MOST_REASONS = 5  # in one line
 BATCH = 7919  # stands for the batch in shapes that are computed: a prime that is no size
 LAST, FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # of a Transpose to channels-last, and back
@@ -156,6 +158,9 @@ def read_proto(
         return _finished(reader, end, name)
     except (DataError, Unsupported):
         raise
+    except RecursionError:
+        text = "branches in branches without end"
+        raise Unsupported(text, where, "", (text,)) from None
     except InvalidSpec as error:
         raise Unsupported(error.what, where, error.hint, (error.what,)) from None
     except _Reasons as found:
@@ -179,13 +184,21 @@ class _Reader:
 
     def __init__(self, graph: GraphProto, opset: int, image: Shape | None) -> None:
         self.graph, self.opset = graph, opset
+        if len(graph.node) > MOST_LAYERS:
+            raise _Reasons(f"{len(graph.node):,} nodes, at most {MOST_LAYERS:,} are accepted")
         self.values: dict[str, Value] = {}
         for tensor in graph.initializer:
             self.values[tensor.name] = _array(tensor)
         if graph.sparse_initializer:
             raise _Reasons("sparse weights")
+        numbers = sum(np.asarray(array).size for array in self.values.values())
+        self._budget = LARGER * numbers + MOST_CHANNELS
         self.input = self._input(image)
         start = Tensor((), self.input.image)
+        try:
+            self._check_size(start)
+        except Inexpressible as error:
+            raise _Reasons(f"its input {self.input.name!r}: {error}") from None
         view = View(start, self.input.channels_last)
         if self.input.batched and len(self.input.dims) == 2:
             view = View(Tensor((start,), (self.input.image[0],), Flatten()))
@@ -202,6 +215,8 @@ class _Reader:
             raise _Reasons(f"its input {free[0].name!r} is no tensor of float32")
         told = [int(dim.dim_value) if dim.dim_value > 0 else None for dim in kind.shape.dim]
         rank = len(told)
+        if rank not in (1, 2, 3, 4):
+            raise _Reasons(f"its input has {rank} dimensions, an image (N, C, H, W) has four")
         batched = rank in (2, 4)
         last = rank == 4 and self._takes_channels_last(free[0].name)
         inner = told[1:] if batched else told
@@ -210,9 +225,9 @@ class _Reader:
             inner = list(wished) if rank == 4 else [prod(image)]
             if any(a not in (None, b) for a, b in zip(told[1:], inner, strict=True)):
                 raise _Reasons(f"its input is {told[1:]}, not {inner}")
-        if rank not in (1, 2, 3, 4) or any(n is None for n in inner):
+        if any(n is None for n in inner):
             shown = " x ".join("?" if n is None else str(n) for n in told)
-            raise _Reasons(f"its input is {shown or 'a number'}: height and width have to be given")
+            raise _Reasons(f"its input is {shown}: give its size with --input-shape")
         dims = tuple(n for n in inner if n is not None)
         if rank in (1, 2):
             shape: Shape = (dims[0], 1, 1)
@@ -248,6 +263,8 @@ class _Reader:
                 self._node(proto)
             except Inexpressible as error:
                 reasons.append(f"{_title(proto)}: {error}")
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+                reasons.append(f"{_title(proto)}: it is malformed: {type(error).__name__}")
         if reasons:
             raise _Reasons(*reasons)
         names = [value.name for value in self.graph.output]
@@ -289,11 +306,22 @@ class _Reader:
         else:
             batch = self.input.batch or BATCH
             node = Node(proto, inputs, self.opset, self.input.batched, batch, self.concats)
-            results = [RULES[proto.op_type](node)]
+            view = RULES[proto.op_type](node)
+            self._check_size(view.tensor)
+            results = [view]
         for name, value in zip(proto.output, results, strict=False):
             self.values[name] = value
             if isinstance(value, View) and not value.tensor.name:
                 value.tensor.name = name
+
+    def _check_size(self, tensor: Tensor) -> None:
+        """Refuse what would need memory out of proportion to the file."""
+        most = MOST_CHANNELS if len(tensor.shape) == 3 else MOST_FEATURES
+        if tensor.shape[0] > most or prod(tensor.shape) > MOST_ACTIVATIONS:
+            raise Inexpressible(f"it gives {' x '.join(map(str, tensor.shape))} numbers an image")
+        self._budget -= sum(array.size for array in tensor.arrays.values())
+        if self._budget < 0:
+            raise _Reasons("the same weights are used over and over")
 
     def _shape(self, proto: NodeProto, view: View) -> Array:
         batch = (self.input.batch or BATCH,) if self.input.batched else ()

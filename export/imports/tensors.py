@@ -19,6 +19,7 @@ from zoo.fields import Sides
 from zoo.layers import Layer, Shape
 
 Array = np.ndarray
+MOST_STEPS = 64  # of one function: GELU takes 8; each square of a square doubles them
 Function = Callable[[Array], Array]
 
 
@@ -44,12 +45,21 @@ class Affine:
     shift: Array
 
 
+@dataclass(frozen=True)
+class Pointwise:
+    """function(base), number by number. cost: of how many steps the function is made, at most MOST_STEPS."""
+
+    base: Tensor
+    function: Function
+    cost: int = 1
+
+
 @dataclass(eq=False)
 class Tensor:
     """A layer with its inputs, the shape that it gives, and its weights by canonical name.
 
     layer: None for the image, and for what only a later operator makes sense of: `problem` then says what it
-    is. pointwise: (base, function), where each element is that function of the base's. pad: (base, sides,
+    is. pointwise: where each element is a function of the base's. pad: (base, sides,
     value), if it is a padded base. columns: (base, matrix), if it is an image times a matrix.
     """
 
@@ -58,7 +68,7 @@ class Tensor:
     layer: Layer | Join | None = None
     arrays: dict[str, Array] = field(default_factory=dict)
     problem: str = ""
-    pointwise: tuple[Tensor, Function] | None = None
+    pointwise: Pointwise | None = None
     affine: Affine | None = None
     pad: tuple[Tensor, Sides, float] | None = None
     columns: tuple[Tensor, Array] | None = None

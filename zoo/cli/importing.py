@@ -90,7 +90,7 @@ def import_(
     for option, given in (mine if file else theirs).items():
         if given is not None:
             raise InvalidInput(f"{source} takes no such option", option)
-    chosen = chosen_backends(backend_names, needed=False)
+    chosen = [name for name in chosen_backends(backend_names, needed=False) if name != "reference"]
     with Workers() as workers:
         if file:
             shape = _shape(input_shape)

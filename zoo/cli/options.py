@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from zoo.errors import InvalidInput
+
 if TYPE_CHECKING:
+    import numpy as np
     from click.shell_completion import CompletionItem
 
+    from zoo.data import Dataset
     from zoo.model import Model
 
 
@@ -96,6 +100,20 @@ def model_of(text: str) -> Model:
     from zoo import registry
 
     return registry.resolve(text)[0]
+
+
+def images_for(model: Model, dataset: Dataset, wish: str) -> tuple[np.ndarray | None, str]:
+    """The test images, or, where the model takes others and no data set is wished for, None; in words."""
+    from zoo import data, terminal
+
+    try:
+        data.check_fits(model, dataset)
+    except InvalidInput as error:
+        if wish != "auto":
+            raise
+        terminal.say(f"{model.name}: {error.what}: looking at noise and probes")
+        return None, "noise and probes"
+    return data.to_float(dataset.test_images), f"{len(dataset.test_images):,} test images of {dataset.name}"
 
 
 def documented() -> list[str]:

@@ -19,6 +19,7 @@ from zoo.cli.options import (
     count,
     data_option,
     documented,
+    images_for,
     json_option,
     model_of,
     next_commands,
@@ -137,8 +138,8 @@ def export(
     target = artifacts.Target(file or Path(f"{model_of(model).name}.onnx"), exporter, backend)
     source = artifacts.find(model, weights, runs, seed, terminal.say, backend, fall_back=False)
     dataset = data_sets.load(data, data_dir, terminal.say)
-    data_sets.check_fits(source.model, dataset)
-    exported = artifacts.export(source, target, data_sets.to_float(dataset.test_images))
+    images, told = images_for(source.model, dataset, data)
+    exported = artifacts.export(source, target, images, told)
     if as_json:
         print_json(exported)
         return

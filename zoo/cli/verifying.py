@@ -18,20 +18,17 @@ from zoo.cli.options import (
     complete_model,
     data_option,
     documented,
+    images_for,
     json_option,
     next_commands,
     out_option,
     print_json,
 )
 from zoo.cli.runs import WEIGHTS
-from zoo.errors import InvalidInput, ZooError
+from zoo.errors import ZooError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from export.artifacts import Source
-    from zoo.data import Dataset
-    from zoo.model import Model
 
 
 @click.command(
@@ -119,7 +116,7 @@ def verify(
     with Workers() as workers:
         for name, source in sources.items():
             with going_on(name):
-                images, told = _images(source.model, dataset, options["data"])
+                images, told = images_for(source.model, dataset, options["data"])
                 with _at_work(source.model.name) as at_work:
                     report = crosscheck.verify(
                         source.model,
@@ -153,20 +150,6 @@ def verify(
         runs.write_atomically(file, reports.rendered(file, found))
     if failed:
         sys.exit(failed)
-
-
-def _images(model: Model, dataset: Dataset, wish: str) -> tuple[np.ndarray | None, str]:
-    """The test images, or, where the model takes others and no data set is wished for, None; in words."""
-    from zoo import data
-
-    try:
-        data.check_fits(model, dataset)
-    except InvalidInput as error:
-        if wish != "auto":
-            raise
-        terminal.say(f"{model.name}: {error.what}: looking at noise and probes")
-        return None, "noise and probes"
-    return data.to_float(dataset.test_images), f"{len(dataset.test_images):,} test images of {dataset.name}"
 
 
 def _command(
