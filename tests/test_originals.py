@@ -265,13 +265,13 @@ OTHERS = [
 @pytest.mark.classics
 @pytest.mark.parametrize("source", [*(f"{source}:{name}" for source, name in EVERY), *OTHERS])
 def test_every_backend_at_full_size(
-    source: str, workers: dict[str, Worker], run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    source: str, workers: dict[str, Worker], run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     result = run("import", source, "--out", str(tmp_path), "--json")
     assert result.code == 0, result.err
     witnesses = {check["witness"] for check in result.json["checks"]}
     assert {"reference", "onnx direct", *workers} <= witnesses
-    with capsys.disabled():
+    with capfd.disabled():
         for check in result.json["checks"]:
             size = "x".join(map(str, check["input_shape"]))
             figures = f"{check['max_abs_diff']:.1e} of {check['limit']:.1e}"

@@ -24,7 +24,7 @@ def show(*arguments: object) -> Result:
     return CliRunner().invoke(cli.cli, ["show", *map(str, arguments)])
 
 
-MODELS = [pytest.param(zoo.get(name), id=name) for name in zoo.names("all")] + rows()
+MODELS = [pytest.param(zoo.get(name), id=name) for name in (*zoo.names(), "lenet-5")] + rows()
 
 
 @pytest.mark.parametrize("model", MODELS)
