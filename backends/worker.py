@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from backends.messages import Arrays
 from zoo import data, model, timing, training
 from zoo.checkpoints import Checkpoint
 from zoo.errors import MachineError, NotSupported, ZooError
-from zoo.network import ComparableNetwork, Network
+from zoo.network import CallableNetwork, ComparableNetwork, Network
 from zoo.recipe import Recipe
 
 PROGRESS_SECONDS = 0.1
@@ -52,6 +53,15 @@ class Worker:
         if not isinstance(network, ComparableNetwork):
             raise NotSupported(f"the backend {self.backend.name!r} does not show its gradients")
         return network
+
+    def way(self, bare: bool) -> Callable[[Any], Any]:
+        """How the current network is asked for outputs: `predict`, or its framework's bare call."""
+        network = self.current()
+        if not bare:
+            return network.predict
+        if not isinstance(network, CallableNetwork):
+            raise NotSupported(f"the backend {self.backend.name!r} has no other way to predict")
+        return network.call
 
     def current_recipe(self) -> Recipe:
         if self.recipe is None:
@@ -140,11 +150,11 @@ class Worker:
 
     def predict(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """The outputs of the current network for images."""
-        return {}, {"outputs": self.current().predict(arrays["images"])}
+        return {}, {"outputs": self.way(fields.get("bare", False))(arrays["images"])}
 
     def time_predict(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """The seconds of each call of `predict` in one block, measured here: the pipe does not count."""
-        predict, images = self.current().predict, arrays["images"]
+        predict, images = self.way(fields.get("bare", False)), arrays["images"]
         return {"seconds": timing.calls(lambda: predict(images), fields["seconds"])}, {}
 
     def alone(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:

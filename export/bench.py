@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 import backends
-from backends.client import Worker, Workers
+from backends.client import RemoteNetwork, Worker, Workers
 from export import build, crosscheck, paired, quantization
 from export.artifacts import Source
 from export.crosscheck.examination import examine
@@ -201,8 +201,9 @@ def measure(
     """Judge and time everything that can run a model.
 
     dataset: its test images judge and are timed, its training images calibrate int8; None: probes, and
-    no int8. progress: told what is being timed. A competitor that crashes or disagrees has failed and the
-    others go on. Raises BackendUnavailable for a backend that is missing, MachineError.
+    no int8. progress: told what is being timed. A competitor that disagrees, or crashes while it is judged,
+    has failed and the others go on. Raises BackendUnavailable for a backend that is missing, MachineError,
+    WorkerDied if a process ends while it is timed.
     """
     model = source.model
     images = probes(model)[:PROBES] if dataset is None else data.to_float(dataset.test_images)
@@ -229,6 +230,16 @@ def _running(workers: Workers, backend_names: Sequence[str]) -> Iterator[dict[st
     """The workers of some backends, all at once: an error ends those that it reaches."""
     with ExitStack() as stack:
         yield {name: stack.enter_context(workers.use(name)) for name in backend_names}
+
+
+@dataclass(frozen=True)
+class _Bare:
+    """A network as a witness by its bare call."""
+
+    network: RemoteNetwork
+
+    def predict(self, images: Array) -> Array:
+        return self.network.call(images)
 
 
 class _Field:
@@ -278,6 +289,7 @@ class _Field:
             network = worker.build(self.model, self.source.weights)
             competitor.block = network.time_predict
             self._judge(competitor, examine(name, network, self.judgement))
+            self._add_call(name, network, size)
             if not backends.trains(name):
                 return
             with _failing(native):
@@ -288,6 +300,17 @@ class _Field:
                 self.add_file(native.name, content)
         if native.why:
             self.competitors.append(native)
+
+    def _add_call(self, name: str, network: RemoteNetwork, size: int) -> None:
+        """The bare call of a framework whose `predict` does more; nothing where there is none."""
+        try:
+            network.call(self.judgement.images[:1])
+        except NotSupported:
+            return
+        competitor = Competitor(f"{name} call", partial(network.time_predict, bare=True), size)
+        self.competitors.append(competitor)
+        with _failing(competitor):
+            self._judge(competitor, examine(competitor.name, _Bare(network), self.judgement))
 
     def _judge(self, competitor: Competitor, verdict: Verdict) -> None:
         if verdict.output is not None and not verdict.output.problem:
@@ -347,7 +370,8 @@ def _time(
 
 
 HEADER = (
-    "", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "x direct", "kB", "accuracy", "max|d|", "limit", "verdict",
+    "", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "x direct", "kB", "accuracy", "max|d|", "limit",
+    "verdict",
 )  # fmt: skip
 
 
@@ -370,7 +394,7 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
         for row in competitor["timings"]:
             times = [_interval(Interval(**row["seconds"][q]).times(1e3), 3) for q in QUANTILES]
             of_direct = row["time_of_direct"]
-            ratio = _interval(Interval(**of_direct), 2) if of_direct else ""
+            ratio = _interval(Interval(**of_direct), 3) if of_direct else ""
             shown = (str(row["batch"]), *times, f"{row['images_per_second']:,.0f}", ratio)
             result.append((name, *shown, *about))
             name, about = "", ("", "", "", "", "")
@@ -383,7 +407,7 @@ def notes(found: Mapping[str, Any]) -> list[str]:
     for competitor in found["competitors"]:
         if competitor["name"] == CONTROL:
             said = ", ".join(
-                f"{_interval(Interval(**row['time_of_direct']), 2)} at batch {row['batch']}"
+                f"{_interval(Interval(**row['time_of_direct']), 3)} at batch {row['batch']}"
                 for row in competitor["timings"]
                 if row["time_of_direct"]
             )
@@ -426,8 +450,8 @@ def _markdown(found: Mapping[str, Any]) -> str:
         [
             f"## {found['model']}",
             "",
-            f"Weights {found['weights']}, {found['images']:,} images of {found['data']}; {about['processor']}, "
-            f"{about['threads']} threads; {versions}. In brackets: 95 % intervals.",
+            f"Weights {found['weights']}, {found['images']:,} images of {found['data']}; "
+            f"{about['processor']}, {about['threads']} threads; {versions}. In brackets: 95 % intervals.",
             "",
             *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table),
             "",

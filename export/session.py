@@ -2,7 +2,7 @@
 
 Idle threads sleep: spinning gains nothing measurable here, and beside other processes it costs both. A call
 that is short on one thread stays on one: to wake others took 3 to 35 % longer at one image of the documented
-CNNs, and pays only from about a millisecond of work on. The outputs are the same bits either way.
+CNNs, and pays only from about half a millisecond of work on. The outputs are the same bits either way.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from zoo import machine
 from zoo.errors import CheckFailed, DataError, MachineError
 
 CHUNK = 500  # images at a time
-SHORT = 1e-3  # seconds of a call on one thread for which no others are woken
+SHORT = 5e-4  # seconds of a call on one thread for which no others are woken
 SMALL = 2**24  # bytes of a file that may be loaded twice, for one thread and for all
 # In protobuf, the key under which ONNX names another file; both numbers may be written with idle bytes.
 EXTERNAL = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
