@@ -255,6 +255,7 @@ def test_test_images_calibrate_nothing(scans: data.Dataset) -> None:
     assert found.told["images"] == FEW
     spoilt = replace(scans, test_images=255 - scans.test_images)
     assert made(LOGITS, "int8", spoilt) == made(LOGITS, "int8", scans)
+    assert made(LOGITS, "int8", replace(scans, name="elsewhere")) == made(LOGITS, "int8", scans)
     assert len(quantization.calibration(scans, 10**6).images) == len(scans.train_images)
 
 
