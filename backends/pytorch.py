@@ -598,6 +598,7 @@ class CompiledTorchNetwork(TorchNetwork):
             raise NotSupported("torch.compile needs a C++ compiler", "", "install g++ or clang++")
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses CUDA
         self.module.eval()
+        torch.compiler.reset()  # programs of earlier networks count towards a limit, beyond which it fails
         self._compiled = torch.compile(self.module, fullgraph=True, dynamic=True)
         self._inside = torch.compile(self._every_layer, fullgraph=True, dynamic=True)
 
