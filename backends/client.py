@@ -279,6 +279,18 @@ class RemoteNetwork:
         """(N, classes) for images float32 (N, C, H, W) in [0, 1]."""
         return self.worker.ask("predict", {"images": images})[1]["outputs"]
 
+    def call(self, images: np.ndarray) -> np.ndarray:
+        """See zoo.network.CallableNetwork; raises NotSupported where the network has no such call."""
+        return self.worker.ask("predict", {"images": images}, bare=True)[1]["outputs"]
+
+    def time_predict(self, images: np.ndarray, seconds: float, bare: bool = False) -> list[float]:
+        """The seconds of each call of `predict` on these images, in one block of so many seconds.
+
+        See zoo.timing.calls; measured in the worker, so neither pipe nor messages count. bare: of `call`.
+        """
+        answer, _ = self.worker.ask("time_predict", {"images": images}, seconds=seconds, bare=bare)
+        return [float(second) for second in answer["seconds"]]
+
     def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Every layer's output by path, in the order of the model."""
         tensors = self.worker.ask("activations", {"images": images})[1]

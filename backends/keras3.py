@@ -737,6 +737,15 @@ class KerasNetwork:
             images = images.astype(self.dtype)
             return np.asarray(self.network.predict(images, batch_size=CHUNK, verbose=0))
 
+    def call(self, images: np.ndarray) -> np.ndarray:
+        """The same as `predict` by calling the network itself: eagerly, without Keras' loop over batches."""
+        with _precision(self.dtype):
+            chunks = (images[start : start + CHUNK] for start in range(0, len(images), CHUNK))
+            called = [
+                self.network(ops.convert_to_tensor(x.astype(self.dtype)), training=False) for x in chunks
+            ]
+            return np.concatenate([ops.convert_to_numpy(x) for x in called])
+
     def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Every layer's output by path, 4-D ones back in NCHW."""
         with _precision(self.dtype):

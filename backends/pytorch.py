@@ -597,20 +597,24 @@ class CompiledTorchNetwork(TorchNetwork):
         if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
             raise NotSupported("torch.compile needs a C++ compiler", "", "install g++ or clang++")
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses CUDA
-        self._compiled = torch.compile(self._every_layer, fullgraph=True, dynamic=True)
+        self.module.eval()
+        torch.compiler.reset()  # programs of earlier networks count towards a limit, beyond which it fails
+        self._compiled = torch.compile(self.module, fullgraph=True, dynamic=True)
+        self._inside = torch.compile(self._every_layer, fullgraph=True, dynamic=True)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """(N, *model.output_shape) in the network's dtype."""
-        return self._run(images)[-1]
+        with torch.inference_mode():
+            parts = [self._compiled(self._tensor(chunk)).contiguous().numpy() for chunk in _chunks(images)]
+        return np.concatenate(parts)
 
     def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Every layer's output by path, all from the one compiled program."""
-        return dict(zip((node.path for node in self.model.walk()), self._run(images), strict=True))
-
-    def _run(self, images: np.ndarray) -> list[np.ndarray]:
+        """Every layer's output by path, all from one compiled program: another than that of `predict`,
+        which need not keep them."""
         with torch.inference_mode():
-            parts = [self._compiled(self._tensor(chunk)) for chunk in _chunks(images)]
-            return [torch.cat(tensors).contiguous().numpy() for tensors in zip(*parts, strict=True)]
+            parts = [self._inside(self._tensor(chunk)) for chunk in _chunks(images)]
+            outputs = [torch.cat(tensors).contiguous().numpy() for tensors in zip(*parts, strict=True)]
+        return dict(zip((node.path for node in self.model.walk()), outputs, strict=True))
 
     def export_native(self, path: str | Path) -> None:
         """Always raises NotSupported: torch exports the network as it was before."""

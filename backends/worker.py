@@ -13,16 +13,17 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import backends
 from backends import messages
 from backends.messages import Arrays
-from zoo import data, model, training
+from zoo import data, model, timing, training
 from zoo.checkpoints import Checkpoint
 from zoo.errors import MachineError, NotSupported, ZooError
-from zoo.network import ComparableNetwork, Network, Original
+from zoo.network import CallableNetwork, ComparableNetwork, Network, Original
 from zoo.recipe import Recipe
 
 PROGRESS_SECONDS = 0.1
@@ -53,6 +54,15 @@ class Worker:
         if not isinstance(network, ComparableNetwork):
             raise NotSupported(f"the backend {self.backend.name!r} does not show its gradients")
         return network
+
+    def way(self, bare: bool) -> Callable[[Any], Any]:
+        """How the current network is asked for outputs: `predict`, or its framework's bare call."""
+        network = self.current()
+        if not bare:
+            return network.predict
+        if not isinstance(network, CallableNetwork):
+            raise NotSupported(f"the backend {self.backend.name!r} has no other way to predict")
+        return network.call
 
     def current_recipe(self) -> Recipe:
         if self.recipe is None:
@@ -141,7 +151,12 @@ class Worker:
 
     def predict(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """The outputs of the current network for images."""
-        return {}, {"outputs": self.current().predict(arrays["images"])}
+        return {}, {"outputs": self.way(fields.get("bare", False))(arrays["images"])}
+
+    def time_predict(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """The seconds of each call of `predict` in one block, measured here: the pipe does not count."""
+        predict, images = self.way(fields.get("bare", False)), arrays["images"]
+        return {"seconds": timing.calls(lambda: predict(images), fields["seconds"])}, {}
 
     def alone(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """The outputs of another network, built for this request only, for images."""

@@ -17,6 +17,7 @@ from onnx import numpy_helper
 import backends
 from export import build, card, crosscheck, isolation, seal
 from export.session import EXTERNAL
+from export.vectors import FLOAT32, PRECISION
 from zoo import pretrained, registry, runs, weights
 from zoo.errors import CheckFailed, DataError, InvalidInput
 from zoo.model import Model, iter_weights
@@ -60,9 +61,10 @@ def find(
     if text.endswith(".onnx"):
         path = Path(text)
         content = onnx_bytes(path)
-        model, inside = parse_onnx(content, path)
         if wish is None:
+            model, inside = parse_onnx(content, path)
             return Source(model, inside, text, files={text: content})
+        model = model_of(content, path)
     else:
         model, run = registry.resolve(text)
         if run is not None and wish is None:
@@ -111,8 +113,14 @@ def _run(path: Path, model: Model) -> Source:
 
 
 def read_onnx(path: Path) -> tuple[Model, Weights]:
-    """The model and weights that an ONNX file of the zoo carries; raises DataError."""
+    """The model and weights that an ONNX file of the zoo carries; raises DataError, and InvalidInput if it
+    is not float32."""
     return parse_onnx(onnx_bytes(path), path)
+
+
+def read_model(path: Path) -> Model:
+    """The model that an ONNX file of the zoo carries, whatever its precision; raises DataError."""
+    return model_of(onnx_bytes(path), path)
 
 
 def onnx_bytes(path: Path, whole: bool = False) -> bytes:
@@ -139,11 +147,26 @@ def onnx_bytes(path: Path, whole: bool = False) -> bytes:
     return content
 
 
-def parse_onnx(content: bytes, path: Path) -> tuple[Model, Weights]:
-    """The model and weights that the content of an ONNX file carries; raises DataError.
+def model_of(content: bytes, path: Path) -> Model:
+    """The model that the content of an ONNX file carries.
 
-    Its graph may be another one: that is what `zoo verify` finds out. The weights have a hash of their own.
+    Raises DataError; of a file in float32 also if its weights are not those that it says it has.
     """
+    if precision(content) == FLOAT32:
+        return parse_onnx(content, path)[0]
+    return _parsed(content, path)[0]
+
+
+def precision(content: bytes) -> str:
+    """The precision that the content of an ONNX file says it has: "float32" unless it says another."""
+    try:
+        return seal.metadata(content).get(PRECISION, FLOAT32)
+    except seal.Malformed:
+        return FLOAT32
+
+
+def _parsed(content: bytes, path: Path) -> tuple[Model, dict[str, str], onnx.ModelProto]:
+    """The model, the metadata and the graph of an ONNX file."""
     try:
         metadata = seal.metadata(content)
         proto = onnx.load_from_string(content)
@@ -152,6 +175,23 @@ def parse_onnx(content: bytes, path: Path) -> tuple[Model, Weights]:
     if "zoo.spec" not in metadata:
         raise DataError("the ONNX file carries no spec of the zoo", path, "give one that the zoo exported")
     model = registry.check_builtin(parse_spec(metadata["zoo.spec"].encode(), f"{path}: zoo.spec"), path)
+    return model, metadata, proto
+
+
+def parse_onnx(content: bytes, path: Path) -> tuple[Model, Weights]:
+    """The model and weights that the content of an ONNX file carries; raises DataError.
+
+    Its graph may be another one: that is what `zoo verify` finds out. The weights have a hash of their own.
+    Raises InvalidInput for a file in int8 or float16, which does not hold the weights that were trained.
+    """
+    model, metadata, proto = _parsed(content, path)
+    if PRECISION in metadata:
+        raise InvalidInput(
+            f"a file in {metadata[PRECISION][:20]} holds no trained weights, only rounded ones: the float64 "
+            "reference does not judge it",
+            path,
+            "zoo doctor holds it to what it gave at export, zoo predict runs it; or name its float32 file",
+        )
     names = {name for name, _ in iter_weights(model)}
     try:
         arrays = {}

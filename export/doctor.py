@@ -1,8 +1,9 @@
 """Whether an ONNX file of the zoo is what was exported, and computes here what it should.
 
 The file itself says what to expect: hashes, labels, spec, and test vectors with the float64 reference's
-outputs. So this needs NumPy and onnxruntime alone: no framework, no onnx, no data. The hash of the
-whole file is compared before onnxruntime or any parser sees a byte; what differs then is named.
+outputs; with its own at export where it is int8 or float16, which no reference judges. So this needs NumPy
+and onnxruntime alone: no framework, no onnx, no data. The hash of the whole file is compared before
+onnxruntime or any parser sees a byte; what differs then is named.
 
 A file that is not as it was written is a DataError; one that is, and that this machine's onnxruntime
 computes wrongly, a CheckFailed. The report holds either as its `error`.
@@ -24,7 +25,7 @@ import numpy as np
 
 from export import isolation, seal
 from export.session import Session
-from export.vectors import Vectors, decode
+from export.vectors import FLOAT32, PRECISION, REDUCED, Vectors, decode
 from zoo import registry
 from zoo.errors import CheckFailed, DataError, ZooError
 from zoo.layers import Normalize
@@ -90,6 +91,7 @@ class Report:
     file: str
     model: Model | None = None
     version: str = ""
+    precision: str = FLOAT32
     bytes: int = 0
     sha256: str = ""
     checks: list[Check] = field(default_factory=list)
@@ -116,6 +118,7 @@ class Report:
             "limit": self.worst.limit if self.worst else None,
             "digits": {"read": self.digits[0], "drawn": self.digits[1]} if self.digits else None,
             "version": self.version,
+            "precision": self.precision,
             "bytes": self.bytes,
             "sha256": self.sha256,
             "error": self.error.to_dict() if self.error else None,
@@ -163,6 +166,8 @@ def _integrity(content: bytes, report: Report) -> Vectors:
     report.version = entries.get("zoo.version", "")
     report.model = model = _step(report, "spec", lambda: _spec(entries, where))
     _step(report, "labels", lambda: _labels(entries, model, where))
+    if PRECISION in entries:
+        report.precision = _step(report, "precision", lambda: _precision(entries, where))
     vectors = _step(report, "vectors", lambda: _vectors(entries, model, where))
     report.vectors = len(vectors.names)
     return vectors
@@ -250,6 +255,13 @@ def _labels(entries: dict[str, str], model: Model, where: str) -> tuple[str, Non
     return (f"{len(labels)}: {shown}" if labels else "none: it does not classify"), None
 
 
+def _precision(entries: dict[str, str], where: str) -> tuple[str, str]:
+    found = entries[PRECISION]
+    if found not in REDUCED:
+        raise DataError(f"the precision {found[:20]!r} is unknown", where, f"known: {', '.join(REDUCED)}")
+    return f"{found}: held to what it gave at export, not to the float64 reference", found
+
+
 def _vectors(entries: dict[str, str], model: Model, where: str) -> tuple[str, Vectors]:
     vectors = decode(entries, model, where)
     kinds = Counter(name.partition(" ")[0] for name in vectors.names)
@@ -270,7 +282,7 @@ def _numbers(content: bytes, vectors: Vectors, report: Report) -> None:
         return
     _try(report, "batches", lambda: _batches(sessions[0], vectors, whole))
     if len(vectors.model.labels) > 1 and whole.shape[1:] == vectors.model.output_shape:
-        _try(report, "decisions", lambda: _decisions(vectors, whole))
+        _try(report, "decisions", lambda: _decisions(vectors, whole, report.precision))
         _digits(vectors, whole, report)
 
 
@@ -347,8 +359,8 @@ def _batches(session: Session, vectors: Vectors, whole: Array) -> tuple[bool, st
     return worst.passed, f"of {', '.join(map(str, sizes))}: {said}", None
 
 
-def _decisions(vectors: Vectors, whole: Array) -> tuple[bool, str, None]:
-    """Where the reference's margin is more than twice the limit, the decision must be its own."""
+def _decisions(vectors: Vectors, whole: Array, precision: str) -> tuple[bool, str, None]:
+    """Where the expected margin is more than twice the limit, the decision must be the expected one."""
     ordered = np.sort(vectors.expected.astype(np.float64), axis=1)
     clear = ordered[:, -1] - ordered[:, -2] > 2 * np.array(vectors.limits)
     own, expected = whole.argmax(axis=1), vectors.expected.argmax(axis=1)
@@ -357,7 +369,8 @@ def _decisions(vectors: Vectors, whole: Array) -> tuple[bool, str, None]:
         said = f"{vectors.names[row]}: {labels[own[row]]}, not {labels[expected[row]]}"
         return False, said, None
     close = f"; {np.sum(~clear)} too close to call" if not clear.all() else ""
-    return True, f"{np.sum(clear)} of {len(clear)} as the reference's{close}", None
+    whose = "the reference's" if precision == FLOAT32 else "at export"
+    return True, f"{np.sum(clear)} of {len(clear)} as {whose}{close}", None
 
 
 def _digits(vectors: Vectors, whole: Array, report: Report) -> None:

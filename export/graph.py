@@ -345,9 +345,17 @@ def metadata(model: Model, weights: Mapping[str, np.ndarray]) -> dict[str, str]:
     }
 
 
-def describe(proto: ModelProto, model: Model, weights: Mapping[str, np.ndarray]) -> None:
-    """Give a finished graph its metadata: what it is, its test vectors, and the hashes of it all."""
-    helper.set_model_props(proto, metadata(model, weights))
+def describe(
+    proto: ModelProto,
+    model: Model,
+    weights: Mapping[str, np.ndarray],
+    entries: Mapping[str, str] | None = None,
+) -> None:
+    """Give a finished graph its metadata: what it is, its test vectors, and the hashes of it all.
+
+    entries: more of it, or instead of what is said of the model's own graph.
+    """
+    helper.set_model_props(proto, {**metadata(model, weights), **(entries or {})})
     parts = seal.list_of_parts(_bytes(proto))
     for key, value in ((seal.PARTS, parts), (seal.KEY, seal.ZEROS)):
         proto.metadata_props.add(key=key, value=value)

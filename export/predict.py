@@ -190,7 +190,7 @@ def _file(path: Path) -> bytes:
     from export import artifacts
 
     content = artifacts.onnx_bytes(path, whole=True)
-    artifacts.parse_onnx(content, path)
+    artifacts.model_of(content, path)
     return content
 
 

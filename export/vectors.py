@@ -42,6 +42,9 @@ TINY = 1e-30
 LARGEST = float(np.finfo(np.float32).max)
 
 IMAGES, EXPECTED = "zoo.vectors", "zoo.expected"
+PRECISION = "zoo.precision"  # of a file that is not float32, whose expected outputs are its own at export
+FLOAT32 = "float32"
+REDUCED = ("int8", "float16")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from backends import reference
 from backends.client import Worker
 from export.crosscheck import compare
 from zoo.errors import BackendUnavailable, InvalidInput, MachineError, NotSupported, WorkerDied
+from zoo.layers import Dense, Flatten
 from zoo.model import Model
 from zoo.network import Backend
 
@@ -240,3 +241,29 @@ def test_messages_end_with_the_stream(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with path.open("rb") as stream, pytest.raises(EOFError):
         messages.receive(stream)
+
+
+def test_compiled_networks_do_not_use_up_a_limit(framework: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch compiles a function so many times and no more, whichever network it is for."""
+    if framework != "torch":
+        pytest.skip("only torch compiles here")
+    import torch._dynamo
+
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    compiled = backends.load("torch:compile")
+    images = np.random.Generator(np.random.Philox(1)).random((3, 1, 4, 4), dtype=np.float32)
+    for units in (2, 3, 4):
+        model = Model(
+            name="tiny",
+            input_shape=(1, 4, 4),
+            layers=(Flatten(), Dense(units)),
+            labels=(),
+            recipe=zoo.get("cnn-padded").recipe,
+        )
+        weights = zoo.init_weights(model)
+        expected = backends.load("reference").build(model, weights)
+        network = compiled.build(model, weights)
+        for size in (3, 1, 2):
+            np.testing.assert_allclose(
+                network.predict(images[:size]), expected.predict(images[:size]), atol=1e-6
+            )

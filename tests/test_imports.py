@@ -95,6 +95,8 @@ def test_nothing_appears_in_the_home_of_a_user(tmp_path: Path) -> None:
         ["show", "convnet", "--code", "numpy"],
         ["build", "--help"],
         ["doctor", "--help"],
+        ["export", "--help"],
+        ["bench", "--help"],
     ],
     ids=" ".join,
 )

@@ -108,6 +108,14 @@ class Original(Protocol):
         """The versions of what it is made of."""
 
 
+@runtime_checkable
+class CallableNetwork(Network, Protocol):
+    """A network that can be run in two ways, which differ in speed alone."""
+
+    def call(self, images: np.ndarray) -> np.ndarray:
+        """What `predict` gives, by the framework's bare call."""
+
+
 class Backend(Protocol):
     """A framework that can realise models."""
 

@@ -79,14 +79,14 @@ def layer_tensors(proto: ModelProto, model: Model) -> dict[str, str]:
     return _aligned(proto, model)
 
 
-def expose(proto: ModelProto, tensors: Iterable[str]) -> bytes:
-    """The same graph with more of its tensors as outputs."""
+def expose(proto: ModelProto, tensors: Iterable[str], kind: int = TensorProto.FLOAT) -> bytes:
+    """The same graph with more of its tensors, of one element type, as outputs."""
     shown = onnx.ModelProto()
     shown.CopyFrom(proto)
     there = {output.name for output in proto.graph.output} | {INPUT}
     for name in dict.fromkeys(tensors):
         if name not in there:
-            shown.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+            shown.graph.output.append(helper.make_tensor_value_info(name, kind, None))
     return bytes(shown.SerializeToString(deterministic=True))
 
 

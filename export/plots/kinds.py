@@ -78,7 +78,7 @@ class Subject:
     def model(self) -> Model:
         """The model; only a kind that needs one, or was given one, asks."""
         if str(self.text).endswith(".onnx"):
-            return artifacts.read_onnx(Path(str(self.text)))[0]
+            return artifacts.read_model(Path(str(self.text)))
         return registry.resolve(str(self.text))[0]
 
     @cached_property

@@ -21,6 +21,7 @@ from typing import NoReturn, TextIO
 import click
 
 from zoo import __version__, terminal
+from zoo.cli.benching import bench
 from zoo.cli.catalogue import list_, show
 from zoo.cli.doctor import doctor
 from zoo.cli.filtering import filter_
@@ -87,6 +88,7 @@ for command in (
     predict,
     plot,
     export,
+    bench,
     doctor,
     report,
     spec,

@@ -96,7 +96,7 @@ def model_of(text: str) -> Model:
         check_packages()
         from export import artifacts
 
-        return artifacts.read_onnx(Path(text))[0]
+        return artifacts.read_model(Path(text))
     from zoo import registry
 
     return registry.resolve(text)[0]

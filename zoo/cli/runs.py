@@ -101,11 +101,30 @@ def build(models: Sequence[str], backend_names: Sequence[str], as_json: bool, **
     epilog="""\b
 Examples:
   zoo export cnn-padded -o digits.onnx
-  zoo export runs/cnn-padded/keras --exporter native"""
+  zoo export runs/cnn-padded/keras --exporter native
+  zoo export convnet --int8 -o small.onnx
+  zoo export convnet --float16 --data mnist"""
 )
 @click.argument("model", shell_complete=complete_model)
-@click.option("-o", "--out", "file", type=click.Path(path_type=Path), help="[default: MODEL.onnx]")
+@click.option(
+    "-o",
+    "--out",
+    "file",
+    type=click.Path(path_type=Path),
+    help="[default: MODEL.onnx, MODEL-int8.onnx, MODEL-float16.onnx]",
+)
 @click.option("--exporter", default="direct", show_default=True, metavar="[direct|native]")
+@click.option("--int8", is_flag=True, help="Quantise, calibrated on training images.")
+@click.option("--float16", is_flag=True, help="Weights and activations in float16.")
+@click.option(
+    "--calibration", type=int, metavar="N", help="Training images that calibrate int8 [default: 512]."
+)
+@click.option(
+    "--max-drop",
+    type=float,
+    metavar="POINTS",
+    help="The gate of int8 and float16: the most accuracy to lose, with 95 % confidence [default: 0.3].",
+)
 @click.option("--weights", metavar="FILE|RUN|pretrained|init", help=WEIGHTS)
 @click.option(
     "--backend",
@@ -122,6 +141,10 @@ def export(
     model: str,
     file: Path | None,
     exporter: str,
+    int8: bool,
+    float16: bool,
+    calibration: int | None,
+    max_drop: float | None,
     weights: str | None,
     backend: str | None,
     runs: Path,
@@ -130,25 +153,40 @@ def export(
     data_dir: str | None,
     as_json: bool,
 ) -> None:
-    """Write MODEL as one ONNX file to deploy: verified against the reference, then written whole."""
+    """Write MODEL as one ONNX file to deploy: verified against the reference, then written whole.
+
+    With --int8 or --float16 the file is smaller and computes nearly, not exactly, the same. It is
+    written if the upper end of the 95 % interval of what it loses on the test images, against the
+    float32 file, is at most the allowed drop; otherwise the exit code is 1 and an earlier file stays.
+    Its size and speed are told as measured here, also where it is slower.
+    """
     check_packages()
-    from export import artifacts
+    from export import artifacts, quantization
     from zoo import data as data_sets
 
-    target = artifacts.Target(file or Path(f"{model_of(model).name}.onnx"), exporter, backend)
+    wish = quantization.wish(int8, float16, exporter, calibration, max_drop)
+    suffix = f"-{wish.precision}" if wish else ""
+    target = artifacts.Target(file or Path(f"{model_of(model).name}{suffix}.onnx"), exporter, backend)
     source = artifacts.find(model, weights, runs, seed, terminal.say, backend, fall_back=False)
     dataset = data_sets.load(data, data_dir, terminal.say)
-    images, told = images_for(source.model, dataset, data)
-    exported = artifacts.export(source, target, images, told)
+    if wish:
+        data_sets.check_fits(source.model, dataset)
+        exported = quantization.export(source, target.path, wish, dataset)
+    else:
+        images, told = images_for(source.model, dataset, data)
+        exported = artifacts.export(source, target, images, told)
     if as_json:
         print_json(exported)
         return
     shown = exported["path"].encode(errors="backslashreplace").decode()
-    click.echo(f"{shown}: {exported['bytes']:,} bytes, {exported['check']}")
+    check = exported["check"] if wish is None else f"{exported['precision']}, passed its gate"
+    click.echo(f"{shown}: {exported['bytes']:,} bytes, {check}")
+    for line in quantization.lines(exported) if wish else ():
+        click.echo(f"  {line}")
     click.echo(f"  input   {exported['input']}\n  output  {exported['output']}")
     click.echo(f"  opset   {exported['opset']}\n  SHA-256 {exported['sha256']}\n")
     click.echo(exported["example"])
-    next_commands(["zoo", "verify", exported["path"]])
+    next_commands(["zoo", "doctor" if wish else "verify", exported["path"]])
 
 
 @click.command(

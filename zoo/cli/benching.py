@@ -1,0 +1,127 @@
+"""Speed beside accuracy: bench."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from zoo import terminal
+from zoo.cli.options import (
+    backend_option,
+    check_packages,
+    chosen_backends,
+    complete_model,
+    data_option,
+    documented,
+    json_option,
+    next_commands,
+    out_option,
+    print_json,
+)
+from zoo.cli.runs import WEIGHTS
+from zoo.errors import ZooError
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  zoo bench cnn-padded
+  zoo bench convnet --backend torch --batch 1 --batch 64 --seconds 5
+  zoo bench --data mnist --report bench.md --report bench.json"""
+)
+@click.argument("models", nargs=-1, metavar="[MODEL]...", shell_complete=complete_model)
+@backend_option
+@click.option(
+    "--batch",
+    "batches",
+    type=int,
+    multiple=True,
+    help="Images a call; may be repeated [default: 1, 32, 256].",
+)
+@click.option("--seconds", type=float, help="Of each competitor at each batch [default: 2].")
+@click.option("--weights", metavar="FILE|RUN|pretrained|init", help=WEIGHTS)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the weights with init.")
+@click.option(
+    "--report",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the table as well: .json or .md; may be repeated.",
+)
+@data_option
+@out_option
+@json_option
+def bench(
+    models: Sequence[str],
+    backend_names: Sequence[str],
+    batches: Sequence[int],
+    seconds: float | None,
+    files: Sequence[Path],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Time MODELs (all five documented, unless told) in everything that runs them, beside accuracy.
+
+    The competitors: each backend in its own process, torch compiled, the direct ONNX file, each
+    framework's own export and the int8 file in onnxruntime. Their blocks alternate, so that a busy
+    machine hits all alike: compare times within one run only. Latencies are told as p50, p90 and p99
+    with 95 % intervals; beside them size, accuracy, the largest difference to the float64 reference, and
+    a verdict. Exits 1 if any disagrees, crashes, or is int8 and loses too much.
+    """
+    check_packages()
+    from backends.client import Workers
+    from export import artifacts
+    from export import bench as benching
+    from zoo import data, runs
+
+    for file in files:
+        benching.check_name(file)
+    wish = benching.options(batches, seconds)
+    chosen = benching.names(chosen_backends(backend_names, needed=False) if backend_names else [])
+    names = list(models or documented())
+    found: list[dict[str, Any]] = []
+    codes: dict[str, int] = {}
+
+    @contextmanager
+    def going_on(name: str) -> Iterator[None]:
+        """With several models, the others are still measured after one that cannot be."""
+        try:
+            yield
+        except ZooError as error:
+            if len(names) == 1:
+                raise
+            codes[name] = error.code
+            terminal.say(f"{terminal.styled('error', 'red', sys.stderr)}: {name}: {error}")
+
+    sources = {}
+    for name in names:
+        with going_on(name):
+            found_source = artifacts.find(
+                name, options["weights"], options["out"], options["seed"], terminal.say
+            )
+            sources[name] = found_source
+    dataset = data.load(options["data"], options["data_dir"], terminal.say) if sources else data.digits()
+    with Workers() as workers:
+        for name, source in sources.items():
+            with going_on(name), terminal.counter("block") as progress:
+                fitting = benching.images_of(source.model, dataset, options["data"])
+                measured = benching.measure(source, chosen, fitting, wish, workers, progress)
+                codes[name] = 0 if measured.passed else 1
+                found.append(measured.to_dict())
+            if found and not as_json and found[-1]["model"] == source.model.title:
+                click.echo(benching.lines(found[-1]))
+    failed = next((code for code in codes.values() if code), 0)
+    if as_json:
+        print_json(found)
+    elif not failed:
+        next_commands(["zoo", "verify", names[0]], ["zoo", "export", names[0], "--int8"])
+    for file in files:
+        runs.write_atomically(file, benching.rendered(file, found))
+    if failed:
+        sys.exit(failed)
