@@ -1,0 +1,126 @@
+"""Training throughput of the documented models: the zoo's own training against what one would write without it.
+
+    ZOO_DATA=... python -m benchmarks.training [MODEL ...] [--backend torch|keras] [--pairs 40] [--out FILE.json]
+
+Rivals: the documents' own loop (torchvision's data set, ToTensor, DataLoader, torch), for both backends; a loop over
+tensors in memory for torch; `fit` on arrays for Keras. Everybody has the same model, recipe, batch and threads;
+the rivals have their framework's defaults in everything else. Each is a process of its own. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import gzip
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import click
+import tabulate
+
+import zoo
+from backends.client import environment
+from benchmarks import paired
+from benchmarks.paired import Comparison
+from benchmarks.process import Child
+from zoo import data, machine
+
+DOCUMENTED, IN_MEMORY, FIT = "documents' loop", "in-memory loop", "model.fit"
+FUNCTIONS = {
+    DOCUMENTED: "benchmarks.torch_loops:documented",
+    IN_MEMORY: "benchmarks.torch_loops:in_memory",
+    FIT: "benchmarks.keras_fit:fit",
+}
+RIVALS = {"torch": (DOCUMENTED, IN_MEMORY), "keras": (DOCUMENTED, FIT)}
+TARGETS = {DOCUMENTED: 1.0, IN_MEMORY: 0.97, FIT: 0.97}
+HIGHER = {("cnn-padded", "torch"): 1.6, ("lenet-dropout", "torch"): 1.6}  # against the documents' loop
+OWN_CHOICES = {"OMP_WAIT_POLICY"}  # what the zoo chooses for its workers, and a rival's user did not
+
+
+def compare(model: str, backend: str, folder: Path, threads: int, pairs: int) -> Comparison:
+    """The zoo's training of a model on a backend against its rivals.
+
+    folder: torchvision's root, with MNIST unpacked.
+    """
+    raw = str(folder / "MNIST" / "raw")
+    own = environment(backend, threads, str(folder))
+    plain = {
+        name: value for name, value in own.items() if name not in OWN_CHOICES or os.environ.get(name) == value
+    }
+    with contextlib.ExitStack() as stack:
+
+        def zoos() -> Child:
+            arguments = {"model": model, "backend": backend, "folder": raw}
+            return stack.enter_context(Child("benchmarks.own_training:train", arguments, own))
+
+        def rival(name: str) -> Child:
+            arguments = {"model": model, "folder": str(folder) if name == DOCUMENTED else raw}
+            return stack.enter_context(Child(FUNCTIONS[name], arguments, plain))
+
+        targets = {name: TARGETS[name] for name in RIVALS[backend]}
+        targets[DOCUMENTED] = HIGHER.get((model, backend), targets[DOCUMENTED])
+        rivals = {name: rival(name) for name in RIVALS[backend]}
+        return paired.compare(f"{model}, {backend}", ("zoo", zoos()), zoos(), rivals, targets, pairs)
+
+
+def table(comparisons: list[Comparison]) -> str:
+    """A Markdown table: one row per rival."""
+    rows = []
+    for each in comparisons:
+        model, backend = each.title.split(", ")
+        rows += [
+            (f"`{model}`", backend, rival.rival, rival.wall, rival.cpu, f"{each.targets[rival.rival]:g}",
+             each.verdict(rival), each.control.wall)
+            for rival in each.rivals
+        ]  # fmt: skip
+    header = ("model", "backend", "against", "times as fast", "CPU time", "target", "verdict", "control")
+    return tabulate.tabulate([list(map(str, row)) for row in rows], header, "github", disable_numparse=True)
+
+
+def unpack(root: Path) -> None:
+    """Put the MNIST that ZOO_DATA names into torchvision's layout, unpacked as torchvision wants it."""
+    place = data.find(Path(os.environ["ZOO_DATA"])) if os.environ.get("ZOO_DATA") else None
+    if place is None:
+        raise click.UsageError("ZOO_DATA names no folder with MNIST")
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in data.FILES:
+        packed = place / f"{name}.gz"
+        with (gzip.open(packed) if packed.exists() else (place / name).open("rb")) as source:
+            with (raw / name).open("wb") as target:
+                shutil.copyfileobj(source, target)
+
+
+@click.command()
+@click.argument("models", nargs=-1, type=click.Choice(zoo.names()))
+@click.option("--backend", "backends", type=click.Choice(list(RIVALS)), multiple=True, help="Default: both.")
+@click.option("--pairs", type=click.IntRange(min=paired.FEWEST_PAIRS), default=paired.FEWEST_PAIRS)
+@click.option("--out", type=click.Path(path_type=Path), help="Write every pair to this file, as JSON.")
+def main(models: tuple[str, ...], backends: tuple[str, ...], pairs: int, out: Path | None) -> None:
+    """Measure how fast the zoo trains the documented MODELS, against loops written without it."""
+    threads = machine.threads()
+    about = {
+        "processor": machine.processor(),
+        "threads": threads,
+        "versions": machine.versions(("torch", "torchvision", "keras", "tensorflow", "scipy")),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "load_average": os.getloadavg(),
+    }
+    comparisons = []
+    with tempfile.TemporaryDirectory(prefix="zoo-benchmark-") as folder:
+        unpack(Path(folder))
+        for model in models or zoo.names():
+            for backend in backends or RIVALS:
+                click.echo(f"{model}, {backend} ...", err=True)
+                comparisons.append(compare(model, backend, Path(folder), threads, pairs))
+                if out:
+                    paired.save(out, about, comparisons)
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    click.echo(f"{about['processor']}, {threads} threads; {versions}; {pairs} pairs each.\n")
+    click.echo(table(comparisons))
+
+
+if __name__ == "__main__":
+    main()
