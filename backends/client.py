@@ -44,12 +44,16 @@ main()
 
 
 def environment(backend: str, threads: int, home: str) -> dict[str, str]:
-    """The environment of a backend's process. home: a folder of its own, for what frameworks leave on disk."""
+    """The environment of a backend's process. home: a folder of its own, where frameworks leave files."""
     _, _, engine = backend.partition(":")
     return {
         # Idle threads sleep. Spinning is 10 % faster or slower on an idle machine, but beside one
         # busy process it made torch's small layers 10 to 20 times slower (measured, two cores).
         "OMP_WAIT_POLICY": "PASSIVE",
+        # glibc keeps what a step frees for the next one. By default it gives the larger tensors back to the
+        # system, whose clean pages then took up to two fifths of a step in PyTorch (benchmarks/training.py).
+        "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),  # bytes, the most that glibc takes
+        "MALLOC_TRIM_THRESHOLD_": str(2**30),
         **os.environ,
         "KERAS_HOME": home,
         "TMPDIR": home,  # TensorFlow leaves code there

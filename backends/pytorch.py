@@ -348,6 +348,27 @@ def build(model: Model) -> nn.Sequential:
     return nn.Sequential(chains[""])
 
 
+# Their gradients don't need their outputs, which a ReLU may therefore overwrite.
+_OVERWRITABLE = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.MaxPool2d)
+
+
+def for_training(module: nn.Sequential) -> nn.Sequential:
+    """The same modules in an order that trains faster, to the same bits.
+
+    The largest of a window comes before its ReLU, which then has a quarter of the work in a pool of
+    2 x 2, and a ReLU overwrites its input where nobody else wants it. Only within the outer chain:
+    branches stay as they are.
+    """
+    chain = list(module.named_children())
+    for i in range(len(chain) - 1):
+        if isinstance(chain[i][1], nn.ReLU) and isinstance(chain[i + 1][1], nn.MaxPool2d):
+            chain[i], chain[i + 1] = chain[i + 1], chain[i]
+    for i in range(1, len(chain)):
+        if isinstance(chain[i][1], nn.ReLU) and isinstance(chain[i - 1][1], _OVERWRITABLE):
+            chain[i] = (chain[i][0], nn.ReLU(inplace=True))
+    return nn.Sequential(OrderedDict(chain))
+
+
 @singledispatch
 def optimizer(recipe: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """torch's own optimiser in the recipe's form, with nothing left to a default."""
@@ -375,6 +396,7 @@ def adam(recipe: Adam, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         eps=recipe.epsilon,
         weight_decay=0,
         amsgrad=False,
+        fused=True,
     )
 
 
@@ -399,6 +421,7 @@ class TorchNetwork:
         self.dtype = DTYPES[dtype]
         with torch.random.fork_rng(devices=[]):  # torch draws initial values; nobody's seed moves
             self.module = build(model).to(self.dtype).eval()
+        self._training = for_training(self.module)
         self._steps = [(node, self.module.get_submodule(_attribute(node.path))) for node in model.walk()]
         # Measured on two cores: pooling in channels_last trains 1.2 to 1.3 times as fast, while
         # networks of wide convolutions alone lose 10 to 15 % to the reordering before Flatten.
@@ -498,7 +521,7 @@ class TorchNetwork:
                 batch = indices[start : start + size]
                 x, y = self._layout(x_all[batch].to(self.dtype)), y_all[batch]
                 self._give_masks(seed, step, len(y))
-                output = self.module(x)
+                output = self._training(x)
                 loss = functional.cross_entropy(output, y)
                 step_rule.zero_grad(set_to_none=True)
                 loss.backward()

@@ -29,9 +29,7 @@ def fit(pace: Pace, model: str, folder: str) -> None:
     kind = getattr(keras.optimizers, type(recipe.optimizer).__name__)
     network.compile(
         optimizer=kind(learning_rate=recipe.optimizer.learning_rate),
-        loss=keras.losses.SparseCategoricalCrossentropy(
-            from_logits=not isinstance(spec.layers[-1], Softmax)
-        ),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=not isinstance(spec.layers[-1], Softmax)),
         metrics=["accuracy"],
     )
     network.fit(

@@ -1,4 +1,4 @@
-"""The zoo's own training as `zoo build` runs it: zoo.training in a worker's environment, checkpoints included."""
+"""The zoo's own training as `zoo build` runs it: zoo.training as in a worker, checkpoints included."""
 
 from __future__ import annotations
 

@@ -1,15 +1,16 @@
 """Paired comparison of two competitors: blocks in ABBA order, a median ratio, a control.
 
-A time alone says little on a machine that others use; the ratio of two blocks that ran one after the other does.
-Four blocks A B B A are two pairs, in which drift cancels. The ratio of a pair is that of seconds per step, rival /
-subject: 1.2 means that the subject does 1.2 times as many steps in the same time. The median over all pairs comes
-with a bootstrap interval (percentiles), for wall time and for the CPU time of the whole process.
+A time alone says little on a machine that others use; the ratio of two blocks that ran one after the
+other does. Four blocks A B B A are two pairs, in which drift cancels. The ratio of a pair is that of
+seconds per step, rival / subject: 1.2 means that the subject does 1.2 times as many steps in the same
+time. The median over all pairs comes with a bootstrap interval (percentiles), for wall time and for the
+CPU time of the whole process.
 
-The control is the subject against a second process of itself, in turn with the rivals' blocks. Its ratio is 1 but for
-noise and chance, so where its interval is not within CONTROL of 1, the run can't tell what it is asked to tell,
-and every verdict is "inconclusive".
+The control is the subject against a second process of itself, in turn with the rivals' blocks. Its ratio
+is 1 but for noise and chance, so where its interval is not within CONTROL of 1, the run can't tell what
+it is asked to tell, and every verdict is "inconclusive".
 
-pyperf, asv and pytest-benchmark time one program after the other and have no paired blocks; hence this module.
+pyperf, asv and pytest-benchmark time one program after the other and pair no blocks; hence this module.
 """
 
 from __future__ import annotations
@@ -63,7 +64,10 @@ class Ratio(NamedTuple):
 
 @dataclass(frozen=True)
 class Pairing:
-    """The pairs of one comparison: columns wall and CPU seconds per step of the subject, then of the rival."""
+    """The pairs of one comparison.
+
+    pairs: wall and CPU seconds per step of the subject, then of the rival.
+    """
 
     rival: str
     steps: tuple[int, int]  # per block, of subject and rival
@@ -96,7 +100,8 @@ class Comparison:
     @property
     def sound(self) -> bool:
         """Whether the control's interval lies within CONTROL of 1."""
-        return 1 / (1 + CONTROL) <= self.control.wall.low and self.control.wall.high <= 1 + CONTROL
+        ratio = self.control.wall
+        return ratio.low >= 1 / (1 + CONTROL) and ratio.high <= 1 + CONTROL
 
     def verdict(self, rival: Pairing) -> str:
         """ "met" or "missed" where the whole interval is on one side of the target, "open" where it is not.
@@ -132,7 +137,7 @@ class Comparison:
 
 
 def median_ratio(ratios: np.ndarray) -> Ratio:
-    """The median of ratios (N,) and its percentile bootstrap interval, always the same for the same ratios."""
+    """The median of ratios (N,) and its percentile bootstrap interval, a function of the ratios alone."""
     found = stats.bootstrap(
         (ratios,),
         np.median,

@@ -1,8 +1,9 @@
 """A competitor in a process of its own that stays alive, so that blocks of several frameworks take turns.
 
-The child calls a function that trains for ever and has `pace` called after every step; `pace` is where the child
-waits for the next block. So a block begins and ends between two steps in the middle of an epoch, and nobody
-pays for starting an epoch in every block. Parent and child exchange one JSON object per line.
+The child calls a function that trains for ever and has `pace` called after every step; `pace` is where
+the child waits for the next block. So a block begins and ends between two steps in the middle of an
+epoch, and nobody pays for starting an epoch in every block. The parent sends the number of steps in a
+line, the child answers with a JSON object in another.
 """
 
 from __future__ import annotations
