@@ -24,6 +24,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import singledispatch
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -514,6 +515,24 @@ def scale(layer: Scale, x: tuple[Any, Any], path: str, dtype: str) -> Any:
     return keras.layers.Multiply(name=path, dtype=dtype)(list(x))
 
 
+class _DenseOfImage(keras.layers.Layer):  # type: ignore[misc]
+    """Flatten in C, H, W order and a dense layer, for x (N, H, W, C): reorders the kernel, not the images.
+
+    dense: the layer whose weights it uses. For training; the network itself has a Permute.
+    """
+
+    def __init__(self, dense: Any, **options: Any) -> None:
+        super().__init__(**options)
+        self.dense = dense
+
+    def call(self, x: Any) -> Any:
+        _, height, width, channels = x.shape
+        kernel = ops.reshape(self.dense.kernel, (channels, height, width, self.dense.units))
+        kernel = ops.reshape(ops.transpose(kernel, (1, 2, 0, 3)), (-1, self.dense.units))
+        product = ops.matmul(ops.reshape(x, (-1, height * width * channels)), kernel)
+        return product + self.dense.bias if self.dense.use_bias else product
+
+
 class _Rule(keras.optimizers.Optimizer):  # type: ignore[misc]
     """A Keras optimiser that applies one written formula of zoo.recipe.
 
@@ -727,11 +746,30 @@ class KerasNetwork:
             if len(model.output_shape) == 3:
                 x = keras.layers.Permute(TO_NCHW, name="features.nchw", dtype=dtype)(x)
             self.network = keras.Model(image, x, name=model.name)
+            self._training = self._for_training()
         self._inner: Any = None
         self._rule: _Rule | None = None
         self._pending: dict[str, np.ndarray] = {}
         self._masks: dict[str, Any] = {}
         self._load(checked)
+
+    def _for_training(self) -> Any:
+        """The network on the same layers and weights, without the Permute of its images before a dense layer.
+
+        Only where the rest is a chain; otherwise the network itself.
+        """
+        nodes = list(self.model.walk())
+        kinds = [type(node.layer) for node in nodes]
+        for i in range(1, len(nodes) - 1):
+            chain = all(node.inputs == (before.path,) for before, node in pairwise(nodes[i - 1 :]))
+            if kinds[i : i + 2] == [Flatten, Dense] and len(nodes[i].input_shape) == 3 and chain:
+                dense = nodes[i + 1].path
+                x = self._outputs[nodes[i - 1].path]
+                x = _DenseOfImage(self.network.get_layer(dense), name=f"{dense}.image", dtype=self.dtype)(x)
+                for node in nodes[i + 2 :]:
+                    x = self.network.get_layer(node.path)(x)
+                return keras.Model(self.network.inputs, x)
+        return self.network
 
     def _variables(self) -> Iterator[_Variable]:
         """Every weight in the model's order."""
@@ -824,7 +862,7 @@ class KerasNetwork:
                 batch = order[start : start + size]
                 self._give_masks(seed, step, len(batch))
                 x = images[batch].astype(self.dtype, copy=False)
-                sums = self.network.train_on_batch(x, labels[batch], return_dict=True)
+                sums = self._training.train_on_batch(x, labels[batch], return_dict=True)
                 on_step(step, float(sums["losses"]) / len(batch), float(sums["hits"]) / len(batch))
 
     def _dropouts(self) -> Iterator[tuple[Node, Dropout | SpatialDropout]]:
@@ -848,7 +886,7 @@ class KerasNetwork:
     ) -> tuple[float, dict[str, np.ndarray]]:
         """The loss over these images and its gradients, by the names of the weights."""
         with _precision(self.dtype):
-            twin = keras.Model(self.network.inputs, self.network.outputs)  # the same layers
+            twin = keras.Model(self._training.inputs, self._training.outputs)  # the same layers
             rule = _Gradient(SGD(0.0))
             _compile(twin, rule, self.dtype)
             self._seed_dropout(seed)
@@ -895,7 +933,7 @@ class KerasNetwork:
             kind = type(recipe.optimizer).__name__
             raise UnsupportedLayer(f"the backend 'keras' has no optimizer {kind}")
         self._rule = rule(recipe.optimizer)
-        _compile(self.network, self._rule, self.dtype)
+        _compile(self._training, self._rule, self.dtype)
         for variable in self._rule.variables:
             if variable.path in self._pending:
                 variable.assign(self._pending[variable.path])

@@ -10,6 +10,9 @@ The control is the subject against a second process of itself, in turn with the 
 is 1 but for noise and chance, so where its interval is not within CONTROL of 1, the run can't tell what
 it is asked to tell, and every verdict is "inconclusive".
 
+All are started several times: two processes of the same program differ by a few hundredths for as long as
+they live, by where their memory lies.
+
 pyperf, asv and pytest-benchmark time one program after the other and pair no blocks; hence this module.
 """
 
@@ -19,7 +22,8 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -34,7 +38,11 @@ FEWEST_PAIRS = 40
 BLOCK = (0.05, 0.2)  # seconds of a block, least and most
 AIM = 0.1  # seconds
 REST = 0.02  # seconds between blocks, in which a framework's threads fall asleep
+STARTS = 4  # processes of each competitor, one after the other
 INCONCLUSIVE = "inconclusive"
+
+
+Pair = tuple[float, float, float, float]
 
 
 class Block(NamedTuple):
@@ -70,8 +78,8 @@ class Pairing:
     """
 
     rival: str
-    steps: tuple[int, int]  # per block, of subject and rival
-    pairs: tuple[tuple[float, float, float, float], ...]
+    steps: tuple[int, int]  # per block, of subject and rival, after the last start
+    pairs: tuple[Pair, ...]
 
     @property
     def wall(self) -> Ratio:
@@ -161,40 +169,62 @@ def calibrate(competitor: Competitor) -> int:
     return steps
 
 
+class Team(NamedTuple):
+    """The competitors of a comparison, in processes that were started together."""
+
+    subject: Competitor
+    control: Competitor
+    rivals: Mapping[str, Competitor]
+
+
 def compare(
     title: str,
-    subject: tuple[str, Competitor],
-    control: Competitor,
-    rivals: Mapping[str, Competitor],
+    subject: str,
+    start: Callable[[], AbstractContextManager[Team]],
     targets: Mapping[str, float] | None = None,
     pairs: int = FEWEST_PAIRS,
+    starts: int = STARTS,
     rest: float = REST,
 ) -> Comparison:
-    """Measure a subject (its name, itself) beside its control, another process of the same, and its rivals.
+    """Measure a subject beside its control, another process of the same, and its rivals.
 
-    Every pairing gets so many pairs (a multiple of two is made of it), ABBA after ABBA, all pairings in turn.
-    Raises ValueError for fewer pairs than FEWEST_PAIRS.
+    start: starts all of them, so many times; at least `pairs` pairs are shared out among the starts.
+    rest: seconds between two blocks. Raises ValueError for fewer pairs than FEWEST_PAIRS.
     """
     if pairs < FEWEST_PAIRS:
         raise ValueError(f"{pairs} pairs are too few, {FEWEST_PAIRS} at least")
-    name, ours = subject
-    others = {f"{name} again": control, **rivals}
-    for competitor in (ours, *others.values()):
+    measured: dict[str, list[Pairing]] = {}
+    for _ in range(starts):
+        with start() as team:
+            others = {f"{subject} again": team.control, **team.rivals}
+            for pairing in _measure(team.subject, others, math.ceil(pairs / starts / 2), rest):
+                measured.setdefault(pairing.rival, []).append(pairing)
+    pairings = [
+        Pairing(rival, parts[-1].steps, tuple(pair for part in parts for pair in part.pairs))
+        for rival, parts in measured.items()
+    ]
+    return Comparison(title, subject, pairings[0], tuple(pairings[1:]), dict(targets or {}))
+
+
+def _measure(
+    subject: Competitor, others: Mapping[str, Competitor], rounds: int, rest: float
+) -> list[Pairing]:
+    """In every round one ABBA, that is two pairs, of the subject with each of the others in turn."""
+    for competitor in (subject, *others.values()):
         competitor.run(1)  # everybody has started before anybody is timed
-    steps = {other: calibrate(competitor) for other, competitor in others.items()}
-    own = calibrate(ours)
-    measured: dict[str, list[tuple[float, float, float, float]]] = {other: [] for other in others}
-    for _ in range(math.ceil(pairs / 2)):
-        for other, rows in measured.items():
-            order = ((ours, own), (others[other], steps[other]), (others[other], steps[other]), (ours, own))
+    own = calibrate(subject)
+    steps = {name: calibrate(competitor) for name, competitor in others.items()}
+    measured: dict[str, list[Pair]] = {name: [] for name in others}
+    for _ in range(rounds):
+        for name, rows in measured.items():
+            a, b = (subject, own), (others[name], steps[name])
             blocks = []
-            for competitor, count in order:
+            for competitor, count in (a, b, b, a):
                 time.sleep(rest)
                 blocks.append(competitor.run(count))
             first, second, third, fourth = blocks
             rows += [(*first, *second), (*fourth, *third)]
-    pairings = [Pairing(other, (own, steps[other]), tuple(rows)) for other, rows in measured.items()]
-    return Comparison(title, name, pairings[0], tuple(pairings[1:]), dict(targets or {}))
+    return [Pairing(name, (own, steps[name]), tuple(rows)) for name, rows in measured.items()]
 
 
 def save(path: Path, machine: Mapping[str, Any], comparisons: Sequence[Comparison]) -> None:
@@ -202,6 +232,7 @@ def save(path: Path, machine: Mapping[str, Any], comparisons: Sequence[Compariso
     method = {
         "order": "ABBA",
         "block_seconds": BLOCK,
+        "starts": STARTS,
         "confidence": CONFIDENCE,
         "statistic": "median of rival / subject, percentile bootstrap",
     }

@@ -17,6 +17,7 @@ import gzip
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -25,7 +26,7 @@ import tabulate
 import zoo
 from backends.client import environment
 from benchmarks import paired
-from benchmarks.paired import Comparison
+from benchmarks.paired import Comparison, Team
 from benchmarks.process import Child
 from zoo import data, machine
 
@@ -52,20 +53,23 @@ def compare(model: str, backend: str, folder: Path, threads: int, pairs: int) ->
     plain = {
         name: value for name, value in own.items() if name not in OWN_CHOICES or os.environ.get(name) == value
     }
-    with contextlib.ExitStack() as stack:
 
-        def zoos() -> Child:
+    @contextlib.contextmanager
+    def start() -> Iterator[Team]:
+        with contextlib.ExitStack() as stack:
             arguments = {"model": model, "backend": backend, "folder": raw}
-            return stack.enter_context(Child("benchmarks.own_training:train", arguments, own))
+            subject, control = (
+                stack.enter_context(Child("benchmarks.own_training:train", arguments, own)) for _ in range(2)
+            )
+            rivals = {}
+            for name in RIVALS[backend]:
+                arguments = {"model": model, "folder": str(folder) if name == DOCUMENTED else raw}
+                rivals[name] = stack.enter_context(Child(FUNCTIONS[name], arguments, plain))
+            yield Team(subject, control, rivals)
 
-        def rival(name: str) -> Child:
-            arguments = {"model": model, "folder": str(folder) if name == DOCUMENTED else raw}
-            return stack.enter_context(Child(FUNCTIONS[name], arguments, plain))
-
-        targets = {name: TARGETS[name] for name in RIVALS[backend]}
-        targets[DOCUMENTED] = HIGHER.get((model, backend), targets[DOCUMENTED])
-        rivals = {name: rival(name) for name in RIVALS[backend]}
-        return paired.compare(f"{model}, {backend}", ("zoo", zoos()), zoos(), rivals, targets, pairs)
+    targets = {name: TARGETS[name] for name in RIVALS[backend]}
+    targets[DOCUMENTED] = HIGHER.get((model, backend), targets[DOCUMENTED])
+    return paired.compare(f"{model}, {backend}", "zoo", start, targets, pairs)
 
 
 def table(comparisons: list[Comparison]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 pytest.importorskip("scipy")
 
 from benchmarks import paired, training
-from benchmarks.paired import Block, Comparison
+from benchmarks.paired import Block, Comparison, Team
 from benchmarks.process import Child
 from zoo import data
 
@@ -23,13 +24,14 @@ SECONDS = 0.004  # of a step
 class Clock:
     """A machine whose speed drifts and jitters, shared by all that run on it."""
 
-    def __init__(self, jitter: float = 0.02) -> None:
+    def __init__(self, jitter: float = 0.02, slowing: float = 1.001) -> None:
         self.random = np.random.default_rng(0)
         self.jitter = jitter
+        self.slowing = slowing
         self.drift = 1.0
 
     def block(self, seconds: float) -> Block:
-        self.drift *= 1.01
+        self.drift *= self.slowing
         wall = seconds * self.drift * self.random.lognormal(0, self.jitter)
         return Block(wall, 2 * wall)
 
@@ -50,14 +52,18 @@ class Injected:
 def compared(slowness: float, control: float = 1.0, jitter: float = 0.02, target: float = 1.6) -> Comparison:
     clock = Clock(jitter)
     ours, again, rival = (Injected(clock, factor) for factor in (1.0, control, slowness))
-    return paired.compare("a model", ("ours", ours), again, {"rival": rival}, {"rival": target}, rest=0.0)
+    return compare(Team(ours, again, {"rival": rival}), {"rival": target})
+
+
+def compare(team: Team, targets: dict[str, float] | None = None) -> Comparison:
+    return paired.compare("a model", "ours", lambda: contextlib.nullcontext(team), targets, rest=0.0)
 
 
 @pytest.mark.parametrize(
     ("slowness", "verdict"), [(1.7, "met"), (1.5, "missed"), (1.6, "open"), (1.02, "missed")]
 )
 def test_what_is_really_slower_is_found(slowness: float, verdict: str) -> None:
-    """To a few thousandths, on a machine that slows down by a hundredth with every block."""
+    """To a few thousandths, on a machine that slows down with every block."""
     found = compared(slowness)
     (rival,) = found.rivals
     assert found.verdict(rival) == verdict
@@ -71,7 +77,7 @@ def test_without_a_target_the_verdict_is_about_equal_speed() -> None:
     rivals = {
         name: Injected(clock, slowness) for name, slowness in (("slow", 1.1), ("quick", 0.9), ("same", 1.0))
     }
-    found = paired.compare("a model", ("ours", Injected(clock)), Injected(clock), rivals, rest=0.0)
+    found = compare(Team(Injected(clock), Injected(clock), rivals))
     assert [found.verdict(rival) for rival in found.rivals] == ["faster", "slower", "open"]
 
 
@@ -93,11 +99,10 @@ def test_blocks_come_in_abba_order_and_fill_their_time() -> None:
             order.append(f"{self.slowness}")
             return super().run(steps)
 
-    clock = Clock(jitter=0.0)
-    clock.drift = 1.0
+    clock = Clock(jitter=0.0, slowing=1.0)
     subject, again, rival = Named(clock, 1.0), Named(clock, 1.5), Named(clock, 2.0)
-    found = paired.compare("a model", ("ours", subject), again, {"rival": rival}, rest=0.0)
-    turns = ["1.0", "1.5", "1.5", "1.0", "1.0", "2.0", "2.0", "1.0"] * 20
+    found = compare(Team(subject, again, {"rival": rival}))
+    turns = ["1.0", "1.5", "1.5", "1.0", "1.0", "2.0", "2.0", "1.0"] * 5  # in each of four starts
     assert order[-len(turns) :] == turns
     assert len(found.control.pairs) == len(found.rivals[0].pairs) == 40
     for competitor in (subject, again, rival):
@@ -106,9 +111,9 @@ def test_blocks_come_in_abba_order_and_fill_their_time() -> None:
 
 
 def test_too_few_pairs_are_refused() -> None:
-    clock = Clock()
+    team = Team(Injected(Clock()), Injected(Clock()), {})
     with pytest.raises(ValueError, match="39 pairs are too few, 40 at least"):
-        paired.compare("a model", ("ours", Injected(clock)), Injected(clock), {}, pairs=39)
+        paired.compare("a model", "ours", lambda: contextlib.nullcontext(team), pairs=39)
 
 
 def test_the_json_is_complete(tmp_path: Path) -> None:
