@@ -762,7 +762,8 @@ class KerasNetwork:
         kinds = [type(node.layer) for node in nodes]
         for i in range(1, len(nodes) - 1):
             chain = all(node.inputs == (before.path,) for before, node in pairwise(nodes[i - 1 :]))
-            if kinds[i : i + 2] == [Flatten, Dense] and len(nodes[i].input_shape) == 3 and chain:
+            image = len(nodes[i].input_shape) == 3 and nodes[i].input_shape[0] > 1  # else nothing to reorder
+            if kinds[i : i + 2] == [Flatten, Dense] and image and chain:
                 dense = nodes[i + 1].path
                 x = self._outputs[nodes[i - 1].path]
                 x = _DenseOfImage(self.network.get_layer(dense), name=f"{dense}.image", dtype=self.dtype)(x)
