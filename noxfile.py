@@ -141,6 +141,15 @@ def mnist(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """How fast the zoo trains, against plain loops, on MNIST (ZOO_DATA): Markdown; a quarter of an hour."""
+    session.install("-e", ".[all]", "scipy")
+    env = {"ZOO_DATA": os.path.join(session.invoked_from, os.environ.get("ZOO_DATA", ""))}
+    pairs = os.path.join(session.create_tmp(), "training.json")
+    session.run("python", "-m", "benchmarks.training", "--out", pairs, *session.posargs, env=env)
+
+
+@nox.session(default=False)
 def pretrained(session: nox.Session) -> None:
     """Train the documented recipes on MNIST (ZOO_DATA) and write zoo/pretrained anew."""
     session.install("-e", ".[torch]")

@@ -43,6 +43,35 @@ main()
 """
 
 
+def environment(backend: str, threads: int, home: str) -> dict[str, str]:
+    """The environment of a backend's process. home: a folder of its own, where frameworks leave files."""
+    _, _, engine = backend.partition(":")
+    return {
+        # Idle threads sleep. Spinning is 10 % faster or slower on an idle machine, but beside one
+        # busy process it made torch's small layers 10 to 20 times slower (measured, two cores).
+        "OMP_WAIT_POLICY": "PASSIVE",
+        # glibc keeps what a step frees for the next one. By default it gives the larger tensors back to the
+        # system, whose clean pages then took up to two fifths of a step in PyTorch (benchmarks/training.py).
+        "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),  # bytes, the most that glibc takes
+        "MALLOC_TRIM_THRESHOLD_": str(2**30),
+        **os.environ,
+        "KERAS_HOME": home,
+        "TMPDIR": home,  # TensorFlow leaves code there
+        "TORCHINDUCTOR_CACHE_DIR": home,
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "MPLCONFIGDIR": home,  # keras imports matplotlib where there is one
+        "KERAS_BACKEND": engine if engine in backends.ENGINES["keras"] else "tensorflow",
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OPENBLAS_NUM_THREADS": str(threads),
+        "TF_NUM_INTRAOP_THREADS": str(threads),
+        "TF_NUM_INTEROP_THREADS": "1",
+        "JAX_ENABLE_X64": "1",  # without it JAX has no float64; what is float32 stays so
+        "JAX_PLATFORMS": "cpu",
+        "CUDA_VISIBLE_DEVICES": "-1",  # the CPU is the only device so far
+    }
+
+
 class Worker:
     """A running backend process. Use it as a context manager; leaving ends the process."""
 
@@ -62,35 +91,12 @@ class Worker:
                 [sys.executable, "-P", "-c", _BOOT, root, backend],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env=self._environment(self.threads),
+                env=environment(backend, self.threads, self._home),
                 process_group=0,  # a terminal's interrupt is for the parent, who decides
             )
         except OSError as error:
             shutil.rmtree(self._home, ignore_errors=True)
             raise MachineError(f"cannot start the backend {backend!r}: {error.strerror}") from None
-
-    def _environment(self, threads: int) -> dict[str, str]:
-        _, _, engine = self.backend.partition(":")
-        return {
-            # Idle threads sleep. Spinning is 10 % faster or slower on an idle machine, but beside one
-            # busy process it made torch's small layers 10 to 20 times slower (measured, two cores).
-            "OMP_WAIT_POLICY": "PASSIVE",
-            **os.environ,
-            "KERAS_HOME": self._home,
-            "TMPDIR": self._home,  # TensorFlow leaves code there
-            "TORCHINDUCTOR_CACHE_DIR": self._home,
-            "TORCHINDUCTOR_COMPILE_THREADS": "1",
-            "MPLCONFIGDIR": self._home,  # keras imports matplotlib where there is one
-            "KERAS_BACKEND": engine if engine in backends.ENGINES["keras"] else "tensorflow",
-            "OMP_NUM_THREADS": str(threads),
-            "MKL_NUM_THREADS": str(threads),
-            "OPENBLAS_NUM_THREADS": str(threads),
-            "TF_NUM_INTRAOP_THREADS": str(threads),
-            "TF_NUM_INTEROP_THREADS": "1",
-            "JAX_ENABLE_X64": "1",  # without it JAX has no float64; what is float32 stays so
-            "JAX_PLATFORMS": "cpu",
-            "CUDA_VISIBLE_DEVICES": "-1",  # the CPU is the only device so far
-        }
 
     def __enter__(self) -> Worker:
         return self

@@ -24,6 +24,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import singledispatch
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -528,6 +529,24 @@ def scale(layer: Scale, x: tuple[Any, Any], path: str, dtype: str) -> Any:
     return keras.layers.Multiply(name=path, dtype=dtype)(list(x))
 
 
+class _DenseOfImage(keras.layers.Layer):  # type: ignore[misc]
+    """Flatten in C, H, W order and a dense layer, for x (N, H, W, C): reorders the kernel, not the images.
+
+    dense: the layer whose weights it uses. For training; the network itself has a Permute.
+    """
+
+    def __init__(self, dense: Any, **options: Any) -> None:
+        super().__init__(**options)
+        self.dense = dense
+
+    def call(self, x: Any) -> Any:
+        _, height, width, channels = x.shape
+        kernel = ops.reshape(self.dense.kernel, (channels, height, width, self.dense.units))
+        kernel = ops.reshape(ops.transpose(kernel, (1, 2, 0, 3)), (-1, self.dense.units))
+        product = ops.matmul(ops.reshape(x, (-1, height * width * channels)), kernel)
+        return product + self.dense.bias if self.dense.use_bias else product
+
+
 class _Rule(keras.optimizers.Optimizer):  # type: ignore[misc]
     """A Keras optimiser that applies one written formula of zoo.recipe.
 
@@ -627,15 +646,50 @@ def _cross_entropy(labels: Any, outputs: Any) -> Any:
     return -ops.take_along_axis(log_softmax, rows, axis=-1)[:, 0]
 
 
-def _compile(network: Any, rule: _Rule) -> None:
-    """Compile a Keras model for training by a rule, with the recipe's loss."""
+class _OfBatch(keras.metrics.Metric):  # type: ignore[misc]
+    """A sum over the last batch alone, so that nothing is to be reset between two batches.
+
+    terms: (labels, outputs) -> (N,).
+    """
+
+    def __init__(self, terms: Callable[[Any, Any], Any], name: str, dtype: str) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self._terms = terms
+        self._sum = self.add_variable((), initializer="zeros", name="sum")
+
+    def update_state(self, labels: Any, outputs: Any, sample_weight: Any = None) -> None:
+        self._sum.assign(ops.sum(ops.cast(self._terms(labels, outputs), self.dtype)))
+
+    def result(self) -> Any:
+        return ops.convert_to_tensor(self._sum)
+
+    def reset_state(self) -> None:
+        """Nothing to do: the next batch replaces the sum."""
+
+
+def _hits(labels: Any, outputs: Any) -> Any:
+    """Whether the largest output of an image is at its label."""
+    return ops.equal(ops.argmax(outputs, axis=-1), ops.reshape(ops.cast(labels, "int32"), (-1,)))
+
+
+def _compile(network: Any, rule: _Rule, dtype: str) -> None:
+    """Compile a Keras model for training by a rule, with the recipe's loss.
+
+    `train_on_batch` then gives sums over its batch as "losses" and "hits". Keras' own running mean of the
+    loss is not read, so it need not be reset either: that took up to a tenth of a small model's step.
+    """
+    network.reset_metrics = _keep_metrics
     network.compile(
         optimizer=rule,
         loss=_cross_entropy,
-        metrics=["sparse_categorical_accuracy"],
+        metrics=[_OfBatch(_cross_entropy, "losses", dtype), _OfBatch(_hits, "hits", dtype)],
         jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
     )
     rule.build(network.trainable_variables)
+
+
+def _keep_metrics() -> None:
+    """In place of keras.Model.reset_metrics; see _compile."""
 
 
 @contextlib.contextmanager
@@ -706,11 +760,31 @@ class KerasNetwork:
             if len(model.output_shape) == 3:
                 x = keras.layers.Permute(TO_NCHW, name="features.nchw", dtype=dtype)(x)
             self.network = keras.Model(image, x, name=model.name)
+            self._training = self._for_training()
         self._inner: Any = None
         self._rule: _Rule | None = None
         self._pending: dict[str, np.ndarray] = {}
         self._masks: dict[str, Any] = {}
         self._load(checked)
+
+    def _for_training(self) -> Any:
+        """The network on the same layers and weights, without the Permute of its images before a dense layer.
+
+        Only where the rest is a chain; otherwise the network itself.
+        """
+        nodes = list(self.model.walk())
+        kinds = [type(node.layer) for node in nodes]
+        for i in range(1, len(nodes) - 1):
+            chain = all(node.inputs == (before.path,) for before, node in pairwise(nodes[i - 1 :]))
+            image = len(nodes[i].input_shape) == 3 and nodes[i].input_shape[0] > 1  # else nothing to reorder
+            if kinds[i : i + 2] == [Flatten, Dense] and image and chain:
+                dense = nodes[i + 1].path
+                x = self._outputs[nodes[i - 1].path]
+                x = _DenseOfImage(self.network.get_layer(dense), name=f"{dense}.image", dtype=self.dtype)(x)
+                for node in nodes[i + 2 :]:
+                    x = self.network.get_layer(node.path)(x)
+                return keras.Model(self.network.inputs, x)
+        return self.network
 
     def _variables(self) -> Iterator[_Variable]:
         """Every weight in the model's order."""
@@ -805,9 +879,8 @@ class KerasNetwork:
                 batch = order[start : start + size]
                 self._give_masks(seed, step, len(batch))
                 x = images[batch].astype(self.dtype, copy=False)
-                loss, batch_accuracy = self.network.train_on_batch(x, labels[batch])
-                correct = round(float(batch_accuracy) * len(batch))  # it comes as a float32 mean
-                on_step(step, float(loss), correct / len(batch))
+                sums = self._training.train_on_batch(x, labels[batch], return_dict=True)
+                on_step(step, float(sums["losses"]) / len(batch), float(sums["hits"]) / len(batch))
 
     def _dropouts(self) -> Iterator[tuple[Node, Dropout | SpatialDropout]]:
         for node in self.model.walk():
@@ -830,18 +903,18 @@ class KerasNetwork:
     ) -> tuple[float, dict[str, np.ndarray]]:
         """The loss over these images and its gradients, by the names of the weights."""
         with _precision(self.dtype):
-            twin = keras.Model(self.network.inputs, self.network.outputs)  # the same layers
+            twin = keras.Model(self._training.inputs, self._training.outputs)  # the same layers
             rule = _Gradient(SGD(0.0))
-            _compile(twin, rule)
+            _compile(twin, rule, self.dtype)
             self._seed_dropout(seed)
             self._give_masks(seed, 1, len(labels))
-            loss = twin.train_on_batch(images.astype(self.dtype), labels)[0]
+            sums = twin.train_on_batch(images.astype(self.dtype), labels, return_dict=True)
             found = {
                 each.name: each.canonical_array(rule.of(each.variable))
                 for each in self._variables()
                 if each.trained
             }
-        return float(loss), found
+        return float(sums["losses"]) / len(labels), found
 
     def share_masks(self, batch_size: int) -> None:
         """Give every dropout the zoo's own masks from now on, which must be before any training."""
@@ -877,7 +950,7 @@ class KerasNetwork:
             kind = type(recipe.optimizer).__name__
             raise UnsupportedLayer(f"the backend 'keras' has no optimizer {kind}")
         self._rule = rule(recipe.optimizer)
-        _compile(self.network, self._rule)
+        _compile(self._training, self._rule, self.dtype)
         for variable in self._rule.variables:
             if variable.path in self._pending:
                 variable.assign(self._pending[variable.path])

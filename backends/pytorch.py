@@ -254,18 +254,32 @@ def global_avg_pool2d(layer: GlobalAvgPool2d, input_shape: Shape) -> nn.Module:
 
 
 class _Masked(nn.Module):
-    """A dropout that takes the mask of the step where it was given one (TorchNetwork.share_masks)."""
+    """A dropout that takes the mask of the step where it was given one (TorchNetwork.share_masks).
 
+    Otherwise it draws 24 bits per value from torch's generator; torch's own dropout draws doubles, which
+    took a seventh of a small model's step.
+    """
+
+    p: float
     mask: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.mask if self.training and self.mask is not None else super().forward(x)
+        if not self.training:
+            return super().forward(x)
+        return x * (self._draw(x) if self.mask is None else self.mask)
+
+    def _draw(self, x: Tensor) -> Tensor:
+        """0 with the probability p, otherwise 1 / (1 - p); for every value of x (N, ...)."""
+        return torch.rand_like(x, requires_grad=False).ge_(self.p).div_(1 - self.p)
 
 
 class _Dropout(_Masked, nn.Dropout): ...
 
 
-class _SpatialDropout(_Masked, nn.Dropout2d): ...
+class _SpatialDropout(_Masked, nn.Dropout2d):
+    def _draw(self, x: Tensor) -> Tensor:
+        """The same for every channel of x (N, C, H, W)."""
+        return super()._draw(x[:, :, :1, :1])
 
 
 @lower.register
@@ -348,6 +362,27 @@ def build(model: Model) -> nn.Sequential:
     return nn.Sequential(chains[""])
 
 
+# Their gradients don't need their outputs, which a ReLU may therefore overwrite.
+_OVERWRITABLE = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.MaxPool2d)
+
+
+def for_training(module: nn.Sequential) -> nn.Sequential:
+    """The same modules in an order that trains faster, to the same bits.
+
+    The largest of a window comes before its ReLU, which then has a quarter of the work in a pool of
+    2 x 2, and a ReLU overwrites its input where nobody else wants it. Only within the outer chain:
+    branches stay as they are.
+    """
+    chain = list(module.named_children())
+    for i in range(len(chain) - 1):
+        if isinstance(chain[i][1], nn.ReLU) and isinstance(chain[i + 1][1], nn.MaxPool2d):
+            chain[i], chain[i + 1] = chain[i + 1], chain[i]
+    for i in range(1, len(chain)):
+        if isinstance(chain[i][1], nn.ReLU) and isinstance(chain[i - 1][1], _OVERWRITABLE):
+            chain[i] = (chain[i][0], nn.ReLU(inplace=True))
+    return nn.Sequential(OrderedDict(chain))
+
+
 @singledispatch
 def optimizer(recipe: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """torch's own optimiser in the recipe's form, with nothing left to a default."""
@@ -375,6 +410,7 @@ def adam(recipe: Adam, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         eps=recipe.epsilon,
         weight_decay=0,
         amsgrad=False,
+        fused=True,
     )
 
 
@@ -399,6 +435,7 @@ class TorchNetwork:
         self.dtype = DTYPES[dtype]
         with torch.random.fork_rng(devices=[]):  # torch draws initial values; nobody's seed moves
             self.module = build(model).to(self.dtype).eval()
+        self._training = for_training(self.module)
         self._steps = [(node, self.module.get_submodule(_attribute(node.path))) for node in model.walk()]
         # Measured on two cores: pooling in channels_last trains 1.2 to 1.3 times as fast, while
         # networks of wide convolutions alone lose 10 to 15 % to the reordering before Flatten.
@@ -498,7 +535,7 @@ class TorchNetwork:
                 batch = indices[start : start + size]
                 x, y = self._layout(x_all[batch].to(self.dtype)), y_all[batch]
                 self._give_masks(seed, step, len(y))
-                output = self.module(x)
+                output = self._training(x)
                 loss = functional.cross_entropy(output, y)
                 step_rule.zero_grad(set_to_none=True)
                 loss.backward()

@@ -14,7 +14,7 @@ import pytest
 import backends
 import zoo
 from backends import reference
-from backends.client import Worker
+from backends.client import Worker, environment
 from export.crosscheck import compare
 from zoo.errors import BackendUnavailable, InvalidInput, MachineError, NotSupported, WorkerDied
 from zoo.layers import Dense, Flatten
@@ -184,9 +184,8 @@ def test_the_users_keras_settings_do_not_matter(framework: str, tmp_path: Path, 
 
 def test_threads_are_told_to_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "garbage")
+    assert environment("reference", 1, "")["OMP_NUM_THREADS"] == "1"
     with Worker("reference", threads=1) as worker:
-        environment = worker._environment(1)
-        assert environment["OMP_NUM_THREADS"] == "1"
         assert worker.versions()
 
 

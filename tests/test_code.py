@@ -21,7 +21,7 @@ from layer_table import RECIPE, rows
 import backends
 import zoo
 from backends import reference
-from backends.client import Worker
+from backends.client import Worker, environment
 from export import code
 from zoo import cli, machine
 from zoo.errors import InvalidInput, UnsupportedLayer
@@ -110,10 +110,9 @@ def _differing(language: str, worker: Worker, folder: Path, change: tuple[str, s
         (place / "weights.safetensors").write_bytes(to_bytes(_renamed(weights, model)))
         np.save(place / "images.npy", images)
     (folder / "keras.json").write_text('{"floatx": "float16", "image_data_format": "channels_first"}')
-    environment = worker._environment(machine.threads())
     subprocess.run(
         [sys.executable, "-P", "-c", DRIVER, *(str(folder / str(number)) for number in range(len(MODELS)))],
-        env=environment | {"PYTHONPATH": "", "KERAS_HOME": str(folder)},
+        env={**environment(worker.backend, machine.threads(), str(folder)), "PYTHONPATH": ""},
         check=True,
     )
     wrong = []

@@ -13,7 +13,20 @@ import zoo
 from backends.client import Worker
 from zoo import data, training
 from zoo.errors import Diverged, InvalidInput, NotSupported
-from zoo.layers import AvgPool2d, BatchNorm, Conv2d, Dense, Dropout, Flatten, MaxPool2d, ReLU, Softmax
+from zoo.layers import (
+    AvgPool2d,
+    BatchNorm,
+    Conv2d,
+    Dense,
+    Dropout,
+    Flatten,
+    Layer,
+    MaxPool2d,
+    ReLU,
+    Residual,
+    Sigmoid,
+    Softmax,
+)
 from zoo.model import Model, iter_weights
 from zoo.network import Backend
 from zoo.randomness import raw_bits
@@ -227,6 +240,79 @@ def test_a_restored_state_goes_on_bit_for_bit(
     epoch(forgetful, 2)
     same = all(np.array_equal(forgetful.weights()[name], array) for name, array in network.weights().items())
     assert same == (optimizer == SGD(0.1)), "only plain SGD has nothing to remember"
+
+
+FASTER = {
+    "pool after relu": (Conv2d(4, 3), ReLU(), MaxPool2d(2), Flatten(), Dense(10)),
+    "padded pool": (
+        Conv2d(4, 3),
+        BatchNorm(),
+        ReLU(),
+        MaxPool2d(3, 2, padding=1),
+        ReLU(),
+        Flatten(),
+        Dense(10),
+    ),
+    "relu of an output that its layer needs": (Conv2d(4, 3), Sigmoid(), ReLU(), Flatten(), Dense(10), ReLU()),
+    "relu of the image": (ReLU(), MaxPool2d(2), Residual((ReLU(), MaxPool2d(1))), Flatten(), Dense(10)),
+}
+
+
+@pytest.mark.parametrize("layers", [*FASTER.values(), *(zoo.get(name).layers for name in zoo.names())])
+def test_torch_trains_to_the_bits_of_the_plain_order(
+    layers: tuple[Layer, ...], backend: Backend, digits: data.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ReLU behind its pool, or in place, changes nothing: neither a loss nor a weight."""
+    if backend.name != "torch":
+        pytest.skip("only torch computes in another order")
+    from backends import pytorch
+
+    model = Model("faster", (1, 28, 28), layers, Recipe(SGD(0.05), batch_size=32, epochs=1))
+    split = small_split(digits)
+    images = split.train_images - np.float32(0.5)  # so that a ReLU of the image changes it
+    split = dataclasses.replace(split, train_images=images)
+    found = []
+    for change in (pytorch.for_training, lambda module: module):
+        monkeypatch.setattr(pytorch, "for_training", change)
+        network = backend.build(model, zoo.init_weights(model))
+        found.append(training.train(network, model.recipe, split, seed=0, epochs=1))
+    np.testing.assert_array_equal(split.train_images, images)
+    assert found[0].history == found[1].history
+    for name, array in found[0].weights.items():
+        np.testing.assert_array_equal(array, found[1].weights[name], err_msg=name)
+
+
+def test_keras_trains_the_network_that_predicts(backend: Backend, digits: data.Dataset) -> None:
+    """Its way from images to a dense layer is shorter in training, and in float64 the same; others are noticed."""
+    if backend.name != "keras":
+        pytest.skip("only keras trains by another way")
+    head = (Dense(12), BatchNorm(), ReLU(), Dropout(0.5), Dense(10), Softmax())
+    split = small_split(digits)
+    for layers, shorter in (
+        ((Conv2d(3, (3, 5)), MaxPool2d(2), Flatten(), *head), True),
+        ((Conv2d(3, 3), Residual((Conv2d(3, 3, padding=1),)), Flatten(), *head), True),
+        ((Conv2d(3, 3), Flatten(), Residual((Dense(2028),)), *head), False),
+        ((Flatten(), *head), False),
+    ):
+        model = Model("shorter", (1, 28, 28), layers, Recipe(SGD(0.05), batch_size=32, epochs=1))
+        found = []
+        for plain in (False, True):
+            network = backend.build(model, zoo.init_weights(model), dtype="float64")
+            assert (network._training is not network.network) == shorter
+            if plain:
+                network._training = network.network
+            found.append(training.train(network, model.recipe, split, seed=0, epochs=1))
+        losses = [[row[2] for row in each.history] for each in found]
+        np.testing.assert_allclose(losses[0], losses[1], rtol=1e-12)
+        for name, array in found[0].weights.items():
+            np.testing.assert_allclose(array, found[1].weights[name], atol=1e-12, err_msg=name)
+        if shorter:
+            height, width = split.train_images.shape[2:]
+            turned = dataclasses.replace(split, train_images=split.train_images.transpose(0, 1, 3, 2).copy())
+            assert height == width  # so that only the order of rows and columns can tell
+            network = backend.build(model, zoo.init_weights(model), dtype="float64")
+            other = training.train(network, model.recipe, turned, seed=0, epochs=1)
+            assert not np.allclose(losses[0], [row[2] for row in other.history], rtol=1e-6)
 
 
 def test_dropout_is_a_function_of_its_seed(backend: Backend, digits: data.Dataset) -> None:

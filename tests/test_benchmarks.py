@@ -1,0 +1,196 @@
+"""The harness of benchmarks/: what it finds, when it says nothing, what it writes. No real code is timed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy")
+
+from benchmarks import paired, training
+from benchmarks.paired import Block, Comparison, Team
+from benchmarks.process import Child
+from zoo import data
+
+SECONDS = 0.004  # of a step
+
+
+class Clock:
+    """A machine whose speed drifts and jitters, shared by all that run on it."""
+
+    def __init__(self, jitter: float = 0.02, slowing: float = 1.001) -> None:
+        self.random = np.random.default_rng(0)
+        self.jitter = jitter
+        self.slowing = slowing
+        self.drift = 1.0
+
+    def block(self, seconds: float) -> Block:
+        self.drift *= self.slowing
+        wall = seconds * self.drift * self.random.lognormal(0, self.jitter)
+        return Block(wall, 2 * wall)
+
+
+class Injected:
+    """A competitor of known speed."""
+
+    def __init__(self, clock: Clock, slowness: float = 1.0) -> None:
+        self.clock = clock
+        self.slowness = slowness
+        self.blocks: list[int] = []
+
+    def run(self, steps: int) -> Block:
+        self.blocks.append(steps)
+        return self.clock.block(SECONDS * self.slowness)
+
+
+def compared(slowness: float, control: float = 1.0, jitter: float = 0.02, target: float = 1.6) -> Comparison:
+    clock = Clock(jitter)
+    ours, again, rival = (Injected(clock, factor) for factor in (1.0, control, slowness))
+    return compare(Team(ours, again, {"rival": rival}), {"rival": target})
+
+
+def compare(team: Team, targets: dict[str, float] | None = None) -> Comparison:
+    return paired.compare("a model", "ours", lambda: contextlib.nullcontext(team), targets, rest=0.0)
+
+
+@pytest.mark.parametrize(
+    ("slowness", "verdict"), [(1.7, "met"), (1.5, "missed"), (1.6, "open"), (1.02, "missed")]
+)
+def test_what_is_really_slower_is_found(slowness: float, verdict: str) -> None:
+    """To a few thousandths, on a machine that slows down with every block."""
+    found = compared(slowness)
+    (rival,) = found.rivals
+    assert found.verdict(rival) == verdict
+    for ratio in (rival.wall, rival.cpu):
+        assert ratio.low <= ratio.median <= ratio.high
+        np.testing.assert_allclose(ratio, slowness, rtol=0.02)
+
+
+def test_without_a_target_the_verdict_is_about_equal_speed() -> None:
+    clock = Clock()
+    rivals = {
+        name: Injected(clock, slowness) for name, slowness in (("slow", 1.1), ("quick", 0.9), ("same", 1.0))
+    }
+    found = compare(Team(Injected(clock), Injected(clock), rivals))
+    assert [found.verdict(rival) for rival in found.rivals] == ["faster", "slower", "open"]
+
+
+@pytest.mark.parametrize(
+    ("control", "jitter"), [(1.05, 0.02), (0.95, 0.02), (1.0, 0.8)], ids=["slower", "faster", "noise"]
+)
+def test_a_broken_control_leaves_no_verdict(control: float, jitter: float) -> None:
+    found = compared(1.7, control, jitter)
+    assert not found.sound
+    assert [found.verdict(rival) for rival in found.rivals] == ["inconclusive"]
+    assert compared(1.7).sound
+
+
+def test_blocks_come_in_abba_order_and_fill_their_time() -> None:
+    order: list[str] = []
+
+    class Named(Injected):
+        def run(self, steps: int) -> Block:
+            order.append(f"{self.slowness}")
+            return super().run(steps)
+
+    clock = Clock(jitter=0.0, slowing=1.0)
+    subject, again, rival = Named(clock, 1.0), Named(clock, 1.5), Named(clock, 2.0)
+    found = compare(Team(subject, again, {"rival": rival}))
+    turns = ["1.0", "1.5", "1.5", "1.0", "1.0", "2.0", "2.0", "1.0"] * 5  # in each of four starts
+    assert order[-len(turns) :] == turns
+    assert len(found.control.pairs) == len(found.rivals[0].pairs) == 40
+    for competitor in (subject, again, rival):
+        low, high = paired.BLOCK
+        assert low < competitor.blocks[-1] * SECONDS * competitor.slowness < high
+
+
+def test_too_few_pairs_are_refused() -> None:
+    team = Team(Injected(Clock()), Injected(Clock()), {})
+    with pytest.raises(ValueError, match="39 pairs are too few, 40 at least"):
+        paired.compare("a model", "ours", lambda: contextlib.nullcontext(team), pairs=39)
+
+
+def test_the_json_is_complete(tmp_path: Path) -> None:
+    """The ratios follow from the pairs in the file, and the file says on what machine they were measured."""
+    machine = {"processor": "a processor", "threads": 2, "versions": {"python": "3"}}
+    found = compared(1.7)
+    paired.save(tmp_path / "pairs.json", machine, [found])
+    written = json.loads((tmp_path / "pairs.json").read_text())
+    assert written["machine"] == machine
+    assert written["method"]["order"] == "ABBA"
+    (comparison,) = written["comparisons"]
+    assert comparison["control"]["passed"] is True
+    (rival,) = comparison["rivals"]
+    assert (rival["target"], rival["verdict"], len(rival["steps"])) == (1.6, "met", 2)
+    for pairing in (comparison["control"], rival):
+        pairs = np.array(pairing["pairs"])
+        assert pairs.shape == (40, len(comparison["columns"]))
+        for kind, index in (("wall_ratio", 0), ("cpu_ratio", 1)):
+            again = paired.median_ratio(pairs[:, 2 + index] / pairs[:, index])
+            assert pairing[kind] == again._asdict()
+
+
+def test_the_table_has_a_row_per_rival() -> None:
+    found = dataclasses.replace(compared(1.7), title="cnn-padded, torch")
+    header, _, row = training.table([found]).splitlines()
+    assert header.split("|")[1].strip() == "model"
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    (rival,) = found.rivals
+    ratios = (str(rival.wall), str(rival.cpu), "1.6", "met", str(found.control.wall))
+    assert cells == ["`cnn-padded`", "torch", "rival", *ratios]
+
+
+# Processes.
+
+
+@pytest.fixture
+def mnist(tmp_path: Path, digits: data.Dataset) -> Path:
+    """The embedded digits as if they were MNIST, unpacked in torchvision's layout."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    arrays = (digits.train_images[:, 0], digits.train_labels, digits.test_images[:, 0], digits.test_labels)
+    for name, array in zip(data.FILES, arrays, strict=True):
+        head = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, dtype=">u4").tobytes()
+        (raw / name).write_bytes(head + array.astype(np.uint8).tobytes())
+    return tmp_path
+
+
+RIVALS = {"torch": ("torch_loops:documented", "torch_loops:in_memory"), "keras": ("keras_fit:fit",)}
+
+
+@pytest.fixture
+def competitors(framework: str, mnist: Path) -> Iterator[list[Child]]:
+    """The zoo's own training, and the loops that use the framework without it."""
+    children = []
+    raw = str(mnist / "MNIST" / "raw")
+    for function in ("own_training:train", *RIVALS[framework]):
+        arguments = {"model": "lenet-dropout", "folder": str(mnist) if "documented" in function else raw}
+        if "own" in function:
+            arguments["backend"] = framework
+        children.append(Child(f"benchmarks.{function}", arguments))
+    yield children
+    for child in children:
+        child.__exit__()
+
+
+def test_every_competitor_does_block_after_block(competitors: list[Child]) -> None:
+    """Past the end of an epoch, too: the embedded digits are 22 steps."""
+    for child in competitors:
+        for steps in (1, 3, 30):
+            block = child.run(steps)
+            assert block.wall > 0
+            assert block.cpu > 0
+
+
+def test_a_competitor_that_fails_is_named() -> None:
+    with (
+        Child("benchmarks.process:nothing", {}) as child,
+        pytest.raises(RuntimeError, match="benchmarks.process:nothing ended with exit code 1"),
+    ):
+        child.run(1)
