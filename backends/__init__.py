@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.errors import BackendUnavailable, InvalidInput, ZooError, nearest
+from zoo.errors import BackendUnavailable, InvalidInput, MachineError, ZooError, nearest
 
 if TYPE_CHECKING:
     from zoo.network import Backend, Original
@@ -35,6 +35,7 @@ __all__ = [
     "names",
     "original",
     "require",
+    "require_device",
     "training_names",
     "trains",
 ]
@@ -48,6 +49,7 @@ class _Entry:
     extra: str
     distributions: tuple[str, ...]  # whose versions a run depends on
     trains: bool = True
+    devices: tuple[str, ...] = ("cpu",)  # where it can train
     originals: str = ""  # the module that gives the framework's own models, `original(name, file, seed)`
 
 
@@ -59,6 +61,7 @@ _ENTRIES = {
         "pip install torch torchvision onnxscript",
         "torch",
         ("torch", "onnxscript"),
+        devices=("cpu", "cuda"),
         originals="backends.torchvision_models",
     ),
     "keras": _Entry(
@@ -145,6 +148,21 @@ def require(name: str) -> None:
             f"the backend {name!r} needs {' and '.join(missing)}, not installed",
             "",
             f"run: {install}",
+        )
+
+
+def require_device(name: str, device: str) -> None:
+    """Raise MachineError if a backend does not train on a device at all, "cpu" or "cuda".
+
+    Whether the machine has one, the backend itself finds out.
+    """
+    entry, engine = _resolve(name)
+    devices = entry.devices if engine is None else ("cpu",)
+    if device not in devices:
+        raise MachineError(
+            f"the device {device!r} is not available for the backend {name!r}",
+            "--device",
+            f"it trains on {' or '.join(devices)}",
         )
 
 

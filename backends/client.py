@@ -43,8 +43,11 @@ main()
 """
 
 
-def environment(backend: str, threads: int, home: str) -> dict[str, str]:
-    """The environment of a backend's process. home: a folder of its own, where frameworks leave files."""
+def environment(backend: str, threads: int, home: str, device: str = "cpu") -> dict[str, str]:
+    """The environment of a backend's process. home: a folder of its own, where frameworks leave files.
+
+    device: "cpu" hides all others.
+    """
     _, _, engine = backend.partition(":")
     return {
         # Idle threads sleep. Spinning is 10 % faster or slower on an idle machine, but beside one
@@ -68,19 +71,21 @@ def environment(backend: str, threads: int, home: str) -> dict[str, str]:
         "TF_NUM_INTEROP_THREADS": "1",
         "JAX_ENABLE_X64": "1",  # without it JAX has no float64; what is float32 stays so
         "JAX_PLATFORMS": "cpu",
-        "CUDA_VISIBLE_DEVICES": "-1",  # the CPU is the only device so far
+        **({"CUDA_VISIBLE_DEVICES": "-1"} if device == "cpu" else {}),
     }
 
 
 class Worker:
     """A running backend process. Use it as a context manager; leaving ends the process."""
 
-    def __init__(self, backend: str, threads: int | None = None) -> None:
+    def __init__(self, backend: str, threads: int | None = None, device: str = "cpu") -> None:
         """Start the process; the framework itself loads with the first request.
 
-        Raises BackendUnavailable if the framework is not installed.
+        device: where networks are built, "cpu" or "cuda". Raises BackendUnavailable if the framework is not
+        installed, MachineError if the backend has no such device.
         """
         backends.require(backend)
+        backends.require_device(backend, device)
         self.backend = backend
         self.threads = threads or machine.threads()
         root = str(Path(backends.__file__).parents[1])
@@ -88,10 +93,10 @@ class Worker:
         try:
             self._home = tempfile.mkdtemp(prefix=HOME_PREFIX)
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _BOOT, root, backend],
+                [sys.executable, "-P", "-c", _BOOT, root, backend, device],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env=environment(backend, self.threads, self._home),
+                env=environment(backend, self.threads, self._home, device),
                 process_group=0,  # a terminal's interrupt is for the parent, who decides
             )
         except OSError as error:
@@ -204,8 +209,9 @@ class Worker:
 class Workers:
     """One worker per backend, started when first needed and again after its death. A context manager."""
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, device: str = "cpu") -> None:
         self._threads = threads
+        self._device = device
         self._running: dict[str, Worker] = {}
         self._data: dict[str, object] = {}
 
@@ -227,7 +233,7 @@ class Workers:
         if name in self._running and self._running[name].threads != wanted:
             self._end(name)
         if name not in self._running:
-            self._running[name] = Worker(name, wanted)
+            self._running[name] = Worker(name, wanted, **self._elsewhere)
         try:
             yield self._running[name]
         except BaseException:
@@ -235,6 +241,10 @@ class Workers:
             raise
         if not self._running[name].alive:
             self._end(name)
+
+    @property
+    def _elsewhere(self) -> dict[str, str]:
+        return {} if self._device == "cpu" else {"device": self._device}
 
     def _end(self, name: str) -> None:
         self._running.pop(name).close()

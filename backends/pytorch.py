@@ -17,14 +17,14 @@ from collections.abc import Mapping
 from functools import singledispatch
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zoo.errors import BackendUnavailable, InvalidInput, NotSupported, UnsupportedLayer
+from zoo.errors import BackendUnavailable, InvalidInput, MachineError, NotSupported, UnsupportedLayer
 from zoo.layers import (
     ELU,
     GELU,
@@ -65,6 +65,7 @@ from zoo.weights import check
 
 CHUNK = 500  # images at a time in inference
 OPSET = 18
+WARM_UP = 3  # steps before CUDA records one
 MINIMUM = (2, 15)  # torch, as pyproject.toml promises
 SLOT, RANDOM = "optimizer:", "random:torch"  # in a state; no layer's name has a colon
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -411,6 +412,7 @@ def adam(recipe: Adam, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         weight_decay=0,
         amsgrad=False,
         fused=True,
+        capturable=parameters[0].is_cuda,  # a CUDA graph holds the number of the step, too
     )
 
 
@@ -424,23 +426,27 @@ def rmsprop(recipe: RMSprop, parameters: list[nn.Parameter]) -> torch.optim.Opti
         weight_decay=0,
         momentum=0,
         centered=False,
+        capturable=parameters[0].is_cuda,
     )
 
 
 class TorchNetwork:
-    """A model in PyTorch, on the CPU; a zoo.network.Network."""
+    """A model in PyTorch, on the CPU or a CUDA device; a zoo.network.Network."""
 
-    def __init__(self, model: Model, weights: Mapping[str, np.ndarray], dtype: str) -> None:
+    def __init__(
+        self, model: Model, weights: Mapping[str, np.ndarray], dtype: str, device: str = "cpu"
+    ) -> None:
         self.model = model
         self.dtype = DTYPES[dtype]
+        self.device = torch.device(device)
         with torch.random.fork_rng(devices=[]):  # torch draws initial values; nobody's seed moves
-            self.module = build(model).to(self.dtype).eval()
+            self.module = build(model).to(self.device, self.dtype).eval()
         self._training = for_training(self.module)
         self._steps = [(node, self.module.get_submodule(_attribute(node.path))) for node in model.walk()]
         # Measured on two cores: pooling in channels_last trains 1.2 to 1.3 times as fast, while
         # networks of wide convolutions alone lose 10 to 15 % to the reordering before Flatten.
         pools = any(isinstance(node.layer, (MaxPool2d, AvgPool2d)) for node in model.walk())
-        fast = pools and dtype == "float32"
+        fast = pools and dtype == "float32" and device == "cpu"
         self._use_layout(torch.channels_last if fast else torch.contiguous_format)
         self._shares_masks = False
         self._optimizer: torch.optim.Optimizer | None = None
@@ -450,14 +456,16 @@ class TorchNetwork:
         self._load(check(model, weights))
 
     def _load(self, weights: Mapping[str, np.ndarray]) -> None:
-        tensors = {name: torch.tensor(array, dtype=self.dtype) for name, array in weights.items()}
+        tensors = {
+            name: torch.tensor(array, dtype=self.dtype, device=self.device) for name, array in weights.items()
+        }
         self.module.load_state_dict({_attribute(name): tensor for name, tensor in tensors.items()})
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """(N, *model.output_shape) in the network's dtype."""
         self.module.eval()
         with torch.inference_mode():
-            parts = [self.module(self._tensor(chunk)).numpy() for chunk in _chunks(images)]
+            parts = [self.module(self._tensor(chunk)).cpu().numpy() for chunk in _chunks(images)]
         return np.concatenate(parts)
 
     def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -467,7 +475,7 @@ class TorchNetwork:
         with torch.inference_mode():
             for chunk in _chunks(images):
                 for part, x in zip(parts.values(), self._every_layer(self._tensor(chunk)), strict=True):
-                    part.append(x.contiguous().numpy().copy())
+                    part.append(x.contiguous().cpu().numpy().copy())
         return {path: np.concatenate(part) for path, part in parts.items()}
 
     def _every_layer(self, x: Tensor) -> list[Tensor]:
@@ -482,7 +490,7 @@ class TorchNetwork:
         """The current weights, float32 (or float64 where the network is)."""
         state = self.module.state_dict()
         return {
-            name: state[_attribute(name)].detach().contiguous().numpy().copy()
+            name: state[_attribute(name)].detach().contiguous().cpu().numpy().copy()
             for name, _ in iter_weights(self.model)
         }
 
@@ -490,7 +498,7 @@ class TorchNetwork:
         """torch.onnx.export of this module, with a symbolic batch."""
         if version("onnxscript") is None:
             raise NotSupported("torch.onnx.export needs onnxscript", "", "pip install onnxscript")
-        sample = torch.zeros(2, *self.model.input_shape, dtype=self.dtype)
+        sample = torch.zeros(2, *self.model.input_shape, dtype=self.dtype, device=self.device)
         self.module.eval()
         with warnings.catch_warnings():
             # copyreg's LeafSpec notice comes from torch's own code and concerns nobody else.
@@ -523,26 +531,44 @@ class TorchNetwork:
     ) -> None:
         """One epoch of autograd and torch.optim over images[order]."""
         step_rule = self._optimizer_for(recipe.optimizer)
-        x_all, y_all = torch.from_numpy(images), torch.from_numpy(labels)
-        indices, size = torch.from_numpy(np.ascontiguousarray(order)), recipe.batch_size
+        x_all, y_all = torch.from_numpy(images).to(self.device), torch.from_numpy(labels).to(self.device)
+        indices, size = torch.from_numpy(np.ascontiguousarray(order)).to(self.device), recipe.batch_size
         self.module.train()
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             if done and self._random is not None:
-                torch.set_rng_state(self._random)
+                self._set_random(self._random)
             else:
-                torch.manual_seed(seed)
+                torch.manual_seed(seed)  # of every device
             for step, start in enumerate(range(done * size, len(order), size), start=done + 1):
                 batch = indices[start : start + size]
                 x, y = self._layout(x_all[batch].to(self.dtype)), y_all[batch]
                 self._give_masks(seed, step, len(y))
-                output = self._training(x)
-                loss = functional.cross_entropy(output, y)
-                step_rule.zero_grad(set_to_none=True)
-                loss.backward()
-                step_rule.step()
-                correct = (output.detach().argmax(dim=1) == y).sum().item()
-                on_step(step, loss.item(), correct / len(y))
+                loss, correct = self._step(step_rule, x, y)
+                on_step(step, loss, correct / len(y))
         self.module.eval()
+
+    def _step(self, rule: torch.optim.Optimizer, x: Tensor, y: Tensor) -> tuple[float, float]:
+        """One step of training on a batch: its loss, and how many images of it were right before."""
+        rule.zero_grad(set_to_none=True)
+        loss, correct = self._update(rule, x, y)
+        return loss.item(), correct.item()
+
+    def _update(self, rule: torch.optim.Optimizer, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        output = self._training(x)
+        loss = functional.cross_entropy(output, y)
+        loss.backward()
+        rule.step()
+        return loss.detach(), (output.detach().argmax(dim=1) == y).sum()
+
+    def _set_random(self, state: Tensor) -> None:
+        """Give torch's generator, that of the device, a state."""
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state, self.device)
+        else:
+            torch.set_rng_state(state)
+
+    def _get_random(self) -> Tensor:
+        return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
 
     def gradients(
         self, images: np.ndarray, labels: np.ndarray, seed: int = 0
@@ -553,11 +579,12 @@ class TorchNetwork:
         self.module.train()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            loss = functional.cross_entropy(self.module(self._tensor(images)), torch.from_numpy(labels))
+            y = torch.from_numpy(labels).to(self.device)
+            loss = functional.cross_entropy(self.module(self._tensor(images)), y)
             found = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
         self.module.eval()
         names = (name for name, weight in iter_weights(self.model) if weight.trained)
-        return loss.item(), {name: found[_attribute(name)].contiguous().numpy() for name in names}
+        return loss.item(), {name: found[_attribute(name)].contiguous().cpu().numpy() for name in names}
 
     def share_masks(self, batch_size: int) -> None:
         """Give every dropout the zoo's own masks from now on."""
@@ -570,7 +597,7 @@ class TorchNetwork:
             if isinstance(node.layer, (Dropout, SpatialDropout)):
                 shape = (images, *node.layer.mask_shape(node.input_shape))
                 mask = dropout_mask(seed, step, node.path, node.layer.rate, shape)
-                module.mask = torch.from_numpy(mask).to(self.dtype)
+                module.mask = torch.from_numpy(mask).to(self.device, self.dtype)
 
     def change_layout(self) -> None:
         """Compute in channels_last instead of contiguous tensors, or the other way round."""
@@ -583,14 +610,14 @@ class TorchNetwork:
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Weights, the optimiser's tensors ("optimizer:<i>:<name>"), and torch's generator."""
-        tensors = {**self.weights(), RANDOM: torch.get_rng_state().numpy().copy()}
+        tensors = {**self.weights(), RANDOM: self._get_random().numpy().copy()}
         recipe = None
         if self._optimizer is not None and self._recipe is not None:
             recipe = repr(self._recipe)
             for index, slots in self._optimizer.state_dict()["state"].items():
                 for name, value in slots.items():
                     if value is not None:
-                        tensors[f"{SLOT}{index}:{name}"] = torch.as_tensor(value).numpy().copy()
+                        tensors[f"{SLOT}{index}:{name}"] = torch.as_tensor(value).cpu().numpy().copy()
         return tensors, {"optimizer": recipe}
 
     def restore(self, tensors: Mapping[str, np.ndarray], data: Mapping[str, Any]) -> None:
@@ -620,7 +647,7 @@ class TorchNetwork:
         return self._optimizer
 
     def _tensor(self, images: np.ndarray) -> Tensor:
-        return self._layout(torch.from_numpy(np.ascontiguousarray(images)).to(self.dtype))
+        return self._layout(torch.from_numpy(np.ascontiguousarray(images)).to(self.device, self.dtype))
 
     def _layout(self, x: Tensor) -> Tensor:
         return x.contiguous(memory_format=self._format)
@@ -658,6 +685,92 @@ class CompiledTorchNetwork(TorchNetwork):
         raise NotSupported("torch exports a network, not its compiled program; see the backend torch")
 
 
+class CudaTorchNetwork(TorchNetwork):
+    """A model in PyTorch on a CUDA device: a whole step of training is one CUDA graph.
+
+    The data of an epoch lie on the device, a step is launched as one piece, and only its loss comes back.
+    Products are float32 (no TF32), cuDNN's algorithms deterministic: it is held to the same limits as a CPU.
+    """
+
+    def __init__(self, model: Model, weights: Mapping[str, np.ndarray], dtype: str) -> None:
+        if not torch.cuda.is_available():
+            raise MachineError(
+                "the device 'cuda' is not available: torch finds none",
+                "--device",
+                "use cpu, or install a torch for CUDA",
+            )
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+        self._graphs: dict[tuple[int, int], _Graph] = {}
+        super().__init__(model, weights, dtype, "cuda")
+
+    def _use_layout(self, layout: torch.memory_format) -> None:
+        super()._use_layout(layout)
+        self._graphs.clear()  # they hold the addresses of the weights
+
+    def _step(self, rule: torch.optim.Optimizer, x: Tensor, y: Tensor) -> tuple[float, float]:
+        if self._shares_masks:  # other ones for every step
+            return super()._step(rule, x, y)
+        key = (id(rule), len(y))
+        if key not in self._graphs:
+            self._graphs[key] = self._captured(rule, x, y)
+        graph = self._graphs[key]
+        graph.x.copy_(x)
+        graph.y.copy_(y)
+        graph.graph.replay()
+        loss, correct = graph.result.tolist()
+        return loss, correct
+
+    def _captured(self, rule: torch.optim.Optimizer, x: Tensor, y: Tensor) -> _Graph:
+        """One step on batches like this one as a graph. Nothing has changed afterwards but what it needs.
+
+        CUDA wants a few steps before it records one, so weights, optimiser and generator are put back.
+        """
+        x, y = x.clone(), y.clone()
+        weights = {name: value.clone() for name, value in self.module.state_dict().items()}
+        before = {
+            parameter: {key: value.clone() for key, value in slots.items() if torch.is_tensor(value)}
+            for parameter, slots in rule.state.items()
+        }
+        random = self._get_random()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                rule.zero_grad(set_to_none=True)
+                self._update(rule, x, y)
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.no_grad():
+            for name, value in self.module.state_dict().items():
+                value.copy_(weights[name])
+            for parameter, slots in rule.state.items():
+                for key, value in slots.items():
+                    if torch.is_tensor(value):  # every optimiser here starts with zeros
+                        value.copy_(before.get(parameter, {}).get(key, torch.zeros_like(value)))
+        graph = torch.cuda.CUDAGraph()
+        rule.zero_grad(set_to_none=True)
+        with torch.cuda.graph(graph):
+            loss, correct = self._update(rule, x, y)
+            result = torch.stack([loss.double(), correct.double()])
+        self._set_random(random)
+        return _Graph(graph, x, y, result, rule)
+
+
+class _Graph(NamedTuple):
+    """A step that was recorded: where its batch is put, and where loss and hits appear.
+
+    rule: kept alive, because the graph holds its tensors.
+    """
+
+    graph: Any
+    x: Tensor
+    y: Tensor
+    result: Tensor
+    rule: torch.optim.Optimizer
+
+
 def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
     """A tensor of an optimiser in its parameter's memory layout, in which it was before it was stored."""
     if value.shape != parameter.shape:
@@ -682,15 +795,21 @@ class TorchBackend:
         self.name = f"torch:{engine}" if engine else "torch"
         self._network = CompiledTorchNetwork if engine else TorchNetwork
 
-    def build(self, model: Model, weights: Mapping[str, np.ndarray], dtype: str = "float32") -> TorchNetwork:
+    def build(
+        self, model: Model, weights: Mapping[str, np.ndarray], dtype: str = "float32", device: str = "cpu"
+    ) -> TorchNetwork:
         """The network of a model.
 
-        Raises UnsupportedLayer if a layer has no rule here, NotSupported without a compiler where one is
-        needed.
+        device: "cpu", or "cuda" for the current CUDA device. Raises UnsupportedLayer if a layer has no rule
+        here, NotSupported without a compiler where one is needed, MachineError without the device.
         """
         if dtype not in DTYPES:
             raise InvalidInput(f"dtype {dtype!r} is neither float32 nor float64")
-        return self._network(model, weights, dtype)
+        if device == "cpu":
+            return self._network(model, weights, dtype)
+        if self.name != "torch":
+            raise NotSupported(f"the backend {self.name!r} runs on the CPU only", "--device")
+        return CudaTorchNetwork(model, weights, dtype)
 
     def versions(self) -> dict[str, str]:
         """The versions of torch and of what its exporter uses."""

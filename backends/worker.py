@@ -35,8 +35,9 @@ HOME_PREFIX = "zoo-worker-"  # of the temporary folder that is a worker's KERAS_
 class Worker:
     """The requests that a client may make: one method each, (fields, arrays) in and out."""
 
-    def __init__(self, name: str, output: Any, signals: list[int]) -> None:
+    def __init__(self, name: str, output: Any, signals: list[int], device: str = "cpu") -> None:
         self.backend = backends.load(name)
+        self.elsewhere = {} if device == "cpu" else {"device": device}  # only some backends know others
         self.output = output
         self.signals = signals  # that have come, and ask a training to stop
         self.network: Network | None = None
@@ -81,7 +82,7 @@ class Worker:
     def build(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """Make the network of a model and its weights the current one."""
         spec = model.from_dict(fields["model"])
-        self.network = self.backend.build(spec, arrays, fields["dtype"])
+        self.network = self.backend.build(spec, arrays, fields["dtype"], **self.elsewhere)
         self.recipe = spec.recipe
         return {}, {}
 
@@ -161,7 +162,9 @@ class Worker:
     def alone(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """The outputs of another network, built for this request only, for images."""
         images = arrays.pop("images")
-        network = self.backend.build(model.from_dict(fields["model"]), arrays, fields["dtype"])
+        network = self.backend.build(
+            model.from_dict(fields["model"]), arrays, fields["dtype"], **self.elsewhere
+        )
         return {}, {"outputs": list(network.activations(images).values())[-1]}
 
     def plant(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
@@ -243,7 +246,7 @@ def _serve() -> None:
             return
         try:
             if worker is None:
-                worker = Worker(sys.argv[1], output, signals)
+                worker = Worker(sys.argv[1], output, signals, *sys.argv[2:])
             answer, tensors = getattr(worker, fields.pop("do"))(fields, arrays)
             messages.send(output, answer, tensors)
         except BrokenPipeError:

@@ -41,6 +41,7 @@ from zoo.training import Progress, Trained
 Say = Callable[[str], None]
 Bar = Callable[[str], AbstractContextManager[Progress | None]]
 EXPORTERS = ("direct", "native")
+DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Options:
     first so many training images after the split. exporter: which graph is published as
     model.onnx, the spec's ("direct") or the framework's own ("native"). pretrained: take the
     weights of the package instead of training. tensorboard: write event files into the run as well.
+    device: where networks train and are checked, "cpu" or "cuda"; never silently another one.
     resume: go on from a checkpoint; None: if it is of the same run, and not with force; True: or raise
     what is wrong with it; False: never.
     """
@@ -83,8 +85,8 @@ class Options:
             raise InvalidInput(f"seed {self.seed}", "--seed", "give an integer from 0 to 2^63 - 1")
         if self.exporter not in EXPORTERS:
             raise InvalidInput(f"unknown exporter {self.exporter!r}", "--exporter", "direct or native")
-        if self.device != "cpu":
-            raise MachineError(f"the device {self.device!r} is not available", "--device", "use cpu")
+        if self.device not in DEVICES:
+            raise MachineError(f"the device {self.device!r} is not available", "--device", "use cpu or cuda")
 
 
 @dataclass
@@ -121,6 +123,7 @@ def build(
     """
     for name in backend_names:
         backends.require(name)
+        backends.require_device(name, options.device)
         if not options.pretrained and not backends.trains(backends.canonical(name)):
             raise InvalidInput(
                 f"the backend {name!r} does not train", "--backend", f"use {' or '.join(TRAINING)}"
@@ -136,7 +139,7 @@ def build(
     dataset = data.load(options.data, options.data_dir, say)
     identity = dataset.sha256
     outcomes = []
-    with Workers() as workers:
+    with Workers(device=options.device) as workers:
         for model in models:
             for name in backend_names:
                 path = options.out / model.name / backends.folder_name(name)
@@ -176,6 +179,8 @@ def _inputs(
         "threads": machine.threads(),
         "versions": machine.versions(backends.distributions(backend)),
     }
+    if options.device != "cpu":
+        inputs["device"] = options.device
     if options.pretrained:
         inputs["pretrained"] = pretrained.record(model.name)["weights_sha256"]
     return inputs
@@ -418,6 +423,7 @@ def _check(
         "warnings": warnings,
         "seconds": {"train": round(trained.seconds, 3)},
         "threads": inputs["threads"],
+        "device": options.device,
         "versions": inputs["versions"],
         "checks": checked.to_dict(),
     }

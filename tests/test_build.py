@@ -234,7 +234,7 @@ def test_only_what_trains_is_built(tmp_path: Path) -> None:
         ({"limit": 0}, InvalidInput, "0 training images.*at least 1"),
         ({"seed": -1}, InvalidInput, "seed -1"),
         ({"exporter": "nativ"}, InvalidInput, "unknown exporter"),
-        ({"device": "cuda"}, MachineError, "the device 'cuda' is not available"),
+        ({"device": "tpu"}, MachineError, "the device 'tpu' is not available"),
     ],
 )
 def test_options_that_make_no_sense(change: dict, kind: type, message: str, tmp_path: Path) -> None:

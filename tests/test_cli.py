@@ -107,7 +107,7 @@ BAD = {
     "no images": (["build", "--limit", "0"], 2, "0 training images"),
     "negative seed": (["build", "--seed", "-1"], 2, "seed -1"),
     "no such exporter": (["build", "--exporter", "tflite"], 2, "unknown exporter 'tflite'"),
-    "no such device": (["build", "--device", "cuda"], 5, "the device 'cuda' is not available"),
+    "no such device": (["build", "--device", "tpu"], 5, "the device 'tpu' is not available"),
     "no such weights": (
         ["verify", "convnet", "--weights", "none.safetensors", "--data", "digits"],
         4,

@@ -62,7 +62,9 @@ Examples:
 )
 @click.option("--pretrained", is_flag=True, help="Take the weights of the package instead of training.")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's event files into each run.")
-@click.option("--device", default="cpu", show_default=True, help="Where to train.")
+@click.option(
+    "--device", default="cpu", show_default=True, help="Where to train: cpu, or cuda (torch alone)."
+)
 @json_option
 def build(models: Sequence[str], backend_names: Sequence[str], as_json: bool, **options: Any) -> None:
     """Train MODELs (all five documented, unless told), export, cross-check, and publish the runs.
