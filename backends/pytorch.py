@@ -531,7 +531,7 @@ class TorchNetwork:
     ) -> None:
         """One epoch of autograd and torch.optim over images[order]."""
         step_rule = self._optimizer_for(recipe.optimizer)
-        x_all, y_all = torch.from_numpy(images).to(self.device), torch.from_numpy(labels).to(self.device)
+        x_all, y_all = self._placed(images, labels)
         indices, size = torch.from_numpy(np.ascontiguousarray(order)).to(self.device), recipe.batch_size
         self.module.train()
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
@@ -546,6 +546,10 @@ class TorchNetwork:
                 loss, correct = self._step(step_rule, x, y)
                 on_step(step, loss, correct / len(y))
         self.module.eval()
+
+    def _placed(self, images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The images and labels of an epoch where the network computes."""
+        return torch.from_numpy(images), torch.from_numpy(labels)
 
     def _step(self, rule: torch.optim.Optimizer, x: Tensor, y: Tensor) -> tuple[float, float]:
         """One step of training on a batch: its loss, and how many images of it were right before."""
@@ -704,11 +708,33 @@ class CudaTorchNetwork(TorchNetwork):
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
         self._graphs: dict[tuple[int, int], _Graph] = {}
+        self._data: tuple[np.ndarray, np.ndarray, Tensor, Tensor] | None = None
         super().__init__(model, weights, dtype, "cuda")
 
     def _use_layout(self, layout: torch.memory_format) -> None:
         super()._use_layout(layout)
         self._graphs.clear()  # they hold the addresses of the weights
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """(N, *model.output_shape) in the network's dtype, without cuDNN: see `activations`."""
+        with torch.backends.cudnn.flags(enabled=False):
+            return super().predict(images)
+
+    def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Every layer's output by path, by plain sums of products.
+
+        cuDNN takes transforms for some convolutions (5x5), which round more than such sums can; training
+        does so, too.
+        """
+        with torch.backends.cudnn.flags(enabled=False):
+            return super().activations(images)
+
+    def _placed(self, images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+        """They stay there for the next epoch, which takes the same arrays."""
+        if self._data is None or self._data[0] is not images or self._data[1] is not labels:
+            x, y = super()._placed(images, labels)
+            self._data = images, labels, x.to(self.device), y.to(self.device)
+        return self._data[2], self._data[3]
 
     def _step(self, rule: torch.optim.Optimizer, x: Tensor, y: Tensor) -> tuple[float, float]:
         if self._shares_masks:  # other ones for every step

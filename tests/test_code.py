@@ -56,7 +56,7 @@ HOSTILE = Model(
 )
 ROWS = [(str(row.id), row.values[0]) for row in rows()]
 MODELS: dict[str, Model] = {
-    **{name: zoo.get(name) for name in (*zoo.names(), "lenet-5")},
+    **{name: zoo.get(name) for name in zoo.names()},
     **{name: zoo.get(name, size=32, classes=10) for name in ("squeezenet1.1", "resnet18", "mobilenet-v2")},
     **{f"row: {name}": model for name, model in ROWS},
     "hostile": HOSTILE,

@@ -285,7 +285,8 @@ def test_no_home_in_the_environment(home: str | None, tmp_path: Path) -> None:
 def test_a_terminated_command_says_so() -> None:
     """SIGTERM where no training is under way."""
     code = (
-        "import time\nfrom zoo import cli\n"
+        "import signal, time\nfrom zoo import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background ignores it
         "def wait(*_, **__):\n"
         "    print('waiting', flush=True)\n"
         "    while True:\n"
@@ -303,7 +304,10 @@ def test_a_terminated_command_says_so() -> None:
                 assert process.stdout is not None
                 assert process.stdout.readline() == "waiting\n"
                 process.send_signal(number)
-                out, err = process.communicate(timeout=20)
+                try:
+                    out, err = process.communicate(timeout=20)
+                finally:
+                    process.kill()  # one that goes on would be waited for
             assert process.returncode == expected
             assert err.strip() == f"error: {word}"
             if options:

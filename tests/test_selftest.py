@@ -239,7 +239,7 @@ def test_a_fault_that_is_missed_exits_1(
     [
         (["--honest", "-1"], "give 0 or more"),
         (["--report", "score.txt"], "written as .json or .md"),
-        (["lenet"], "did you mean 'lenet-dropout'"),
+        (["lenet"], "did you mean 'lenet-5'"),
     ],
 )
 def test_bad_arguments_exit_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,6 +37,7 @@ SIGNED, MAGNITUDE, INK = "RdBu_r", "cividis", "gray"  # colour maps; ink: a pict
 FRAME = "#555555"  # lines between tiles
 DPI = 150
 TITLE_SIZE, ABOUT_SIZE = 10, 7.5  # points
+NAME_ROOM = 0.2  # inches for one of them
 MOST_NAMES = 24  # ticks with a name along one axis
 MOST_CELLS = 20_000  # along one side of a tiled image
 
@@ -176,7 +177,9 @@ def _draw_table(
 ) -> AxesImage:
     drawn = draw_image(axes, tiles(images, len(columns)), SIGNED, limits)
     for axis, size, names in ((axes.yaxis, images.shape[1], rows), (axes.xaxis, images.shape[2], columns)):
-        every = ceil(len(names) / MOST_NAMES)
+        extent = (axes.bbox.width if axis is axes.xaxis else axes.bbox.height) / axes.figure.dpi
+        fitting = max(1, int(extent / NAME_ROOM))
+        every = ceil(len(names) / min(MOST_NAMES, fitting))
         middles = np.arange(0, len(names), every) * size + (size - 1) / 2
         axis.set_ticks(list(middles), labels=names[::every])
         axis.set_ticks(list(np.arange(1, len(names)) * size - 0.5), minor=True)
