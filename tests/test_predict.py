@@ -70,18 +70,22 @@ def test_ten_digits_in_ten_styles(best: Predictor, tmp_path: Path) -> None:
 
 
 def test_every_digit_in_every_style_and_hand(best: Predictor, tmp_path: Path) -> None:
-    """All that were drawn, none left out: 10 digits, 14 styles, 9 hands; 1246 of 1260 were right."""
+    """10 digits, 14 styles, 9 hands: of the 1260 pictures, of which 1246 were right, every third.
+
+    Every digit meets every style and every hand, and every style every hand.
+    """
     wrong: Counter[str] = Counter()
-    for name, style in STYLES.items():
-        drawn = [(digit, hand) for digit in range(10) for hand in range(HAND_COUNT)]
+    for number, (name, style) in enumerate(STYLES.items()):
+        every = [(digit, hand) for digit in range(10) for hand in range(HAND_COUNT)]
+        drawn = [(digit, hand) for digit, hand in every if (digit + hand + number) % 3 == 0]
         files = [style(digit, hand, tmp_path / f"{digit}-{hand}") for digit, hand in drawn]
         said = classes(best, *files)
         wrong[name] = sum(label != str(digit) for label, (digit, _) in zip(said, drawn, strict=True))
         for file in files:
             file.unlink()
     assert len(STYLES) * 10 * HAND_COUNT == 1260
-    assert wrong.total() <= 0.02 * 1260, wrong
-    assert max(wrong.values()) <= 5, wrong
+    assert wrong.total() <= 0.02 * 1260 / 3, wrong
+    assert max(wrong.values()) <= 3, wrong
 
 
 def test_twelve_encodings_of_one_digit(best: Predictor, tmp_path: Path) -> None:
