@@ -7,7 +7,7 @@ that exported it (stack traces, paths, counters) are replaced.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -35,11 +35,12 @@ def canonicalize(raw: bytes, model: Model, weights: Mapping[str, np.ndarray]) ->
     inputs = [value.name for value in graph.input if value.name not in initial]
     if len(inputs) != 1 or len(graph.output) != 1:
         raise CheckFailed(f"the native export has {len(inputs)} inputs and {len(graph.output)} outputs")
-    names = _names(graph, inputs[0], model, weights)
-    used = {name for node in graph.node for name in node.input} | {graph.output[0].name}
+    ordered = _ordered(graph)
+    names = _names(graph, ordered, inputs[0], model, weights)
+    used = {name for node in ordered for name in node.input} | {graph.output[0].name}
     tensors = {tensor.name: tensor for tensor in graph.initializer if tensor.name in used}
     nodes = []
-    for index, node in enumerate(graph.node, start=1):
+    for index, node in enumerate(ordered, start=1):
         new = onnx.NodeProto()
         new.op_type, new.domain = node.op_type, node.domain
         new.name = f"{node.op_type}_{index}"
@@ -74,13 +75,39 @@ def canonicalize(raw: bytes, model: Model, weights: Mapping[str, np.ndarray]) ->
     return canonical
 
 
-def _names(graph: GraphProto, image: str, model: Model, weights: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """The canonical name of every tensor of a graph by its old one."""
+def _ordered(graph: GraphProto) -> list[onnx.NodeProto]:
+    """The nodes that the output needs, each behind those that it takes, the first input's first.
+
+    tf2onnx keeps nodes in sets of objects: their order in a file may differ from one export to the next.
+    """
+    maker = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    order: list[int] = []
+    seen: set[int] = set()
+    stack = [(maker[graph.output[0].name], False)] if graph.output[0].name in maker else []
+    while stack:
+        index, done = stack.pop()
+        if done:
+            order.append(index)
+        elif index not in seen:
+            seen.add(index)
+            stack.append((index, True))
+            stack += [(maker[name], False) for name in reversed(graph.node[index].input) if name in maker]
+    return [graph.node[index] for index in order]
+
+
+def _names(
+    graph: GraphProto,
+    nodes: Sequence[onnx.NodeProto],
+    image: str,
+    model: Model,
+    weights: Mapping[str, np.ndarray],
+) -> dict[str, str]:
+    """The canonical name of every tensor of a graph by its old one; nodes: its nodes in their order."""
     names = {image: INPUT, graph.output[0].name: model.output}
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     free = dict(weights)
     constants = 0
-    for index, node in enumerate(graph.node, start=1):
+    for index, node in enumerate(nodes, start=1):
         for name in node.input:
             if name in names or name not in arrays:
                 continue

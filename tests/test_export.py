@@ -109,6 +109,20 @@ def test_onnxruntime_refuses_what_is_no_model(content: bytes) -> None:
         Session(content)
 
 
+def _in_another_order(content: bytes) -> bytes:
+    """The same graph with the last node that may come next before the others, instead of the first."""
+    proto = onnx.load_from_string(content)
+    left = list(proto.graph.node)
+    made = {"", *(value.name for value in proto.graph.input), *(t.name for t in proto.graph.initializer)}
+    del proto.graph.node[:]
+    while left:
+        node = next(node for node in reversed(left) if set(node.input) <= made)
+        left.remove(node)
+        made |= set(node.output)
+        proto.graph.node.append(node)
+    return bytes(proto.SerializeToString())
+
+
 def test_native_export_is_canonical(model: Model, worker: Worker, images: np.ndarray) -> None:
     values = zoo.init_weights(model)
     raw = [worker.build(model, values).export_native() for _ in range(2)]
@@ -117,6 +131,7 @@ def test_native_export_is_canonical(model: Model, worker: Worker, images: np.nda
     proto = native.canonicalize(raw[0], model, values)
     content = serialize(proto)
     assert content == serialize(native.canonicalize(raw[1], model, values))
+    assert content == serialize(native.canonicalize(_in_another_order(raw[0]), model, values))
     assert [value.name for value in proto.graph.input] == ["image"]
     assert [value.name for value in proto.graph.output] == [model.output]
     dims = proto.graph.input[0].type.tensor_type.shape.dim
