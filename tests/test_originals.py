@@ -17,8 +17,9 @@ from export.imports import judging, originals
 from export.imports.originals import SOURCES, Wish
 from zoo.errors import CheckFailed, DataError, InvalidInput
 
-# The default sessions have one of each kind: the others, large or of many layers, are the session `classics`.
-SMALL = ("resnet18", "squeezenet1_1", "mobilenet_v2", "MobileNetV2")
+# The default sessions have these, and MobileNetV2 of both frameworks with the weights of a file; the others,
+# large or of many layers, are the session `classics`.
+SMALL = ("resnet18", "squeezenet1_1")
 EVERY = [(source, name) for source, (_, names) in SOURCES.items() for name in names]
 SOURCE = {backend: source for source, (backend, _) in SOURCES.items()}
 
