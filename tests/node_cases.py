@@ -17,7 +17,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from onnx.backend.test.loader import load_node_model_tests
 
 from export.imports import reading
-from export.imports.operators import RULES
+from export.imports.nodes import RULES
 
 # A case whose inputs and outputs stand with four decimals in onnx's source: half a unit of the last one, and the
 # same of the nine inputs in its mean. Every other is held to TOLERANCE.

@@ -20,7 +20,8 @@ from onnx.reference import ReferenceEvaluator
 
 from export import artifacts, isolation
 from export.graph import INPUT, serialize, to_onnx
-from export.imports.operators import RULES, Node, Value
+from export.imports import elementwise, operators  # noqa: F401  (their import registers the rules)
+from export.imports.nodes import RULES, Node, Value
 from export.imports.structure import tree
 from export.imports.tensors import Array, Inexpressible, Tensor, View
 from zoo import registry
