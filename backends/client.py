@@ -188,9 +188,8 @@ class Worker:
     def adopt(self, name: str, file: Path | None, seed: int = 0, layered: bool = True) -> RemoteOriginal:
         """One of the framework's own models, with the weights of a file or random ones from `seed`.
 
-        layered: whether its layers are asked for.
-
-        Raises DataError if the file is none or does not fit, BackendUnavailable without its library.
+        layered: whether its layers are asked for. Raises DataError if the file is none or does not fit,
+        BackendUnavailable without its library.
         """
         place = None if file is None else str(file.resolve())
         fields, tensors = self.ask("adopt", name=name, file=place, seed=seed, layered=layered)

@@ -22,12 +22,7 @@ from zoo.errors import BackendUnavailable, DataError, InvalidInput, NotSupported
 from zoo.machine import version
 
 KINDS = {nn.Conv2d: "conv", nn.BatchNorm2d: "batchnorm", nn.Linear: "dense"}
-NAMES = {
-    "weight": "weight",
-    "bias": "bias",
-    "running_mean": "running_mean",
-    "running_var": "running_var",
-}
+NAMES = ("weight", "bias", "running_mean", "running_var")  # torch's, and the zoo's
 # What a constructor needs so that it builds the network alone: GoogLeNet's classifiers are for training.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True},
@@ -110,7 +105,7 @@ class Original:
             tensors = {name: getattr(module, name, None) for name in NAMES}
             yield (
                 KINDS[type(module)],
-                {NAMES[name]: t.detach().numpy() for name, t in tensors.items() if t is not None},
+                {name: t.detach().numpy() for name, t in tensors.items() if t is not None},
             )
 
     def predict(self, images: np.ndarray, dtype: str) -> np.ndarray:

@@ -98,7 +98,7 @@ def test_preprocessing_is_inside() -> None:
     np.testing.assert_allclose(first.scale, 1 / np.array([0.229, 0.224, 0.225]), rtol=1e-7)
     symmetric = zoo.get("googlenet").layers[0]
     assert isinstance(symmetric, Normalize)
-    assert set(symmetric.mean), set(symmetric.scale) == ({0.5}, {2.0})
+    assert (set(symmetric.mean), set(symmetric.scale)) == ({0.5}, {2.0})
 
 
 def test_the_inception_block_joins_four_branches() -> None:

@@ -1,6 +1,6 @@
 """AlexNet on one device: Krizhevsky, "One weird trick for parallelizing CNNs", 2014."""
 
-from zoo.layers import Conv2d, Dense, Dropout, Flatten, MaxPool2d, ReLU
+from zoo.layers import AdaptiveAvgPool2d, Conv2d, Dense, Dropout, Flatten, MaxPool2d, ReLU
 from zoo.model import Model
 from zoo.models import classic
 from zoo.recipe import SGD, Recipe
@@ -28,7 +28,7 @@ def alexnet(size: int = 224, channels: int = 3, classes: int = 1000) -> Model:
             Conv2d(256, kernel=3, padding=1),
             ReLU(),
             MaxPool2d(3, stride=2),  # 256 x 6 x 6
-            classic.grid(6),
+            AdaptiveAvgPool2d(6),  # images of other sizes give the dense layers as many features
             Flatten(),  # 9216
             Dropout(0.5),
             Dense(4096),

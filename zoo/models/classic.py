@@ -7,7 +7,7 @@ parameters with which a classic can be made: `size`, the height and width of its
 
 from __future__ import annotations
 
-from zoo.layers import AdaptiveAvgPool2d, BatchNorm, Conv2d, Layer, Normalize, ReLU
+from zoo.layers import BatchNorm, Conv2d, Layer, Normalize, ReLU
 
 GROUP = "classic"
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's red, green and blue
@@ -36,8 +36,3 @@ def conv_bn_relu(
 ) -> tuple[Layer, ...]:
     """A convolution without bias, batch normalisation, ReLU: the brick of most of them."""
     return Conv2d(filters, kernel, stride, padding, bias=False), BatchNorm(epsilon), ReLU()
-
-
-def grid(size: int) -> Layer:
-    """The mean over a grid, which makes the dense layers behind it fit images of any size."""
-    return AdaptiveAvgPool2d(size)

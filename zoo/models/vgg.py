@@ -1,6 +1,6 @@
 """VGG-11 with batch normalisation: Simonyan and Zisserman, "Very Deep Convolutional Networks", 2015."""
 
-from zoo.layers import BatchNorm, Conv2d, Dense, Dropout, Flatten, Layer, MaxPool2d, ReLU
+from zoo.layers import AdaptiveAvgPool2d, BatchNorm, Conv2d, Dense, Dropout, Flatten, Layer, MaxPool2d, ReLU
 from zoo.model import Model
 from zoo.models import classic
 from zoo.recipe import SGD, Recipe
@@ -22,7 +22,7 @@ def vgg11_bn(size: int = 224, channels: int = 3, classes: int = 1000) -> Model:
         input_shape=(channels, size, size),
         layers=(
             *layers,  # 512 x 7 x 7
-            classic.grid(7),
+            AdaptiveAvgPool2d(7),  # images of other sizes give the dense layers as many features
             Flatten(),  # 25088
             Dense(4096),
             ReLU(),
