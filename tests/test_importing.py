@@ -19,11 +19,13 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import zoo
-from backends.client import Worker
+from backends.client import Worker, Workers
 from backends.reference import ReferenceNetwork
+from export import isolation
 from export.crosscheck.inputs import probes
 from export.graph import serialize, to_onnx
 from export.imports import judging, reading
+from export.imports.nodes import RULES
 from export.imports.reading import Unsupported, read
 from export.session import Session
 from zoo.errors import CheckFailed, DataError, InvalidInput
@@ -644,6 +646,36 @@ def test_a_file_that_gives_no_numbers(run, tmp_path: Path) -> None:
     assert "numbers that are not finite" in result.err
 
 
+@pytest.mark.parametrize("batch", [1, 3, 500])
+def test_a_file_that_takes_so_many_images_at_a_time(batch: int, run, tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+    proto = graph(node("Conv", "image", "k"), image=(batch, 2, 6, 5), k=array(2, 2, 1, 1))
+    path.write_bytes(proto.SerializeToString())
+    result = run("import", str(path), "--backend", "reference", "--out", str(tmp_path / "runs"), "--json")
+    assert result.code == 0, result.err
+    assert all(check["images"] >= judging.PROBES for check in result.json["checks"])
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ((501, 2, 6, 5), "it takes 501 images at a time, at most 500"),
+        ((2**31 - 1, 2, 6, 5), "images at a time, at most 500"),
+        ((3, 4, 5), "no batch axis"),
+    ],
+)
+def test_batches_that_cannot_be_asked_for(image: tuple[int, ...], message: str, run, tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+    path.write_bytes(graph(node("Relu", "image"), image=image).SerializeToString())
+    result = run("import", str(path), "--backend", "reference", "--out", str(tmp_path / "runs"))
+    assert result.code == 2
+    assert message in result.err
+
+
+def test_what_can_be_read_may_be_run() -> None:
+    assert {*RULES, *reading.FOLDED, "CastLike", "Constant", "Shape"} <= isolation.OPERATORS
+
+
 def test_the_limit_is_relative_for_small_outputs() -> None:
     small = np.array([[1e-3, -2e-3]])
     assert judging.allowed(small) == pytest.approx(6e-8)
@@ -664,6 +696,6 @@ def test_a_failed_check_keeps_nothing(tmp_path: Path) -> None:
     model = zoo.get("lenet-dropout")
     comparison = judging.compare(np.ones((1, 10), np.float32), np.zeros((1, 10)))
     check = judging.Check("torch", "float32", (1, 28, 28), 1, comparison)
-    with pytest.raises(CheckFailed, match="torch differs from the original in float32"):
-        judging.keep(model, init_weights(model), {}, [check], tmp_path, print)
+    with Workers() as workers, pytest.raises(CheckFailed, match="torch differs from the original in float32"):
+        judging.keep(judging.Candidate(model, init_weights(model), [], workers, print), {}, [check], tmp_path)
     assert not list(tmp_path.iterdir())

@@ -32,13 +32,9 @@ def checks(wish: Wish, worker: Worker) -> list[judging.Check]:
     single, double = adopted.expected(images, "float32"), adopted.expected(images)
     with Workers() as workers:
         workers.use = lambda name: _Shared(worker)  # type: ignore[assignment,method-assign,return-value]
+        candidate = judging.Candidate(small, adopted.weights, [worker.backend], workers, print)
         limit = judging.allowed(double, single)
-        found = judging.float32_checks(
-            small, adopted.weights, images, double, limit, [worker.backend], workers, print
-        )
-        return found + judging.float64_checks(
-            small, adopted.weights, images, double, [worker.backend], workers, print
-        )
+        return [*candidate.float32(images, double, limit), *candidate.float64(small, images, double)]
 
 
 class _Shared:

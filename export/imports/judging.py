@@ -12,6 +12,8 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ from export.crosscheck.comparison import worst_of
 from export.crosscheck.inputs import probes
 from export.graph import serialize, to_layers_onnx, to_onnx
 from export.imports import originals, reading
-from export.session import Session
+from export.imports.reading import Unsupported
+from export.session import CHUNK, Session
 from export.vectors import ABSOLUTE, RELATIVE
 from zoo import machine, runs
 from zoo.errors import CheckFailed
@@ -37,6 +40,7 @@ from zoo.weights import Weights, digest, to_bytes
 
 OWN = 8.0  # see `allowed`
 SMALLEST = 1e-25  # of probabilities whose logarithms are compared
+MOST_PIXELS = 2**26  # of the images that a file takes at a time
 PROBES = 4  # images that a file is asked about
 # In float64 the same formulas in another order differ by a few units of 2^-53 per layer: the deepest
 # classic measures 1e-14 relative to its largest output.
@@ -65,61 +69,57 @@ class Check:
         }
 
 
-def float32_checks(
-    model: Model,
-    weights: Mapping[str, np.ndarray],
-    images: np.ndarray,
-    expected: np.ndarray,
-    limit: float,
-    backend_names: Sequence[str],
-    workers: Workers,
-    say: Say,
-) -> list[Check]:
-    """Every witness in float32 on images (N, C, H, W) against the original's outputs for them.
+@dataclass(frozen=True)
+class Candidate:
+    """What was brought in, and the backends that are asked about it. say: gets lines for the user."""
 
-    The reference computes in float64 and is rounded to float32 at the end.
-    """
+    model: Model
+    weights: Weights
+    backends: Sequence[str]
+    workers: Workers
+    say: Say
 
-    def outputs() -> Iterable[tuple[str, np.ndarray]]:
-        yield JUDGE, ReferenceNetwork(model, weights).predict(images).astype(np.float32)
-        yield DIRECT, Session(serialize(to_onnx(model, weights))).predict(images)
-        for name in backend_names:
-            with workers.use(name) as worker:
-                yield name, worker.build(model, weights).predict(images)
+    @cached_property
+    def onnx(self) -> bytes:
+        """The zoo's own ONNX file of it."""
+        return serialize(to_onnx(self.model, self.weights))
 
-    checks = []
-    for witness, found in outputs():
-        checks.append(
-            Check(witness, "float32", model.input_shape, len(images), against(model, found, expected, limit))
-        )
-        say(f"{witness}: {checks[-1].comparison}")
-    return checks
+    def float32(self, images: np.ndarray, expected: np.ndarray, limit: float) -> list[Check]:
+        """Every witness in float32 on images (N, C, H, W) against the original's outputs for them.
 
+        The reference computes in float64 and is rounded to float32 at the end.
+        """
+        outputs = ReferenceNetwork(self.model, self.weights).predict(images)
+        checks = [self.check(JUDGE, outputs.astype(np.float32), expected, limit)]
+        checks.append(self.check(DIRECT, Session(self.onnx).predict(images), expected, limit))
+        for name in self.backends:
+            with self.workers.use(name) as worker:
+                outputs = worker.build(self.model, self.weights).predict(images)
+            checks.append(self.check(name, outputs, expected, limit))
+        return checks
 
-def float64_checks(
-    model: Model,
-    weights: Mapping[str, np.ndarray],
-    images: np.ndarray,
-    expected: np.ndarray,
-    backend_names: Sequence[str],
-    workers: Workers,
-    say: Say,
-) -> list[Check]:
-    """The reference and every backend in float64 on images (N, C, H, W) against the original in float64."""
+    def float64(self, model: Model, images: np.ndarray, expected: np.ndarray) -> list[Check]:
+        """The reference and every backend in float64 against the original in float64.
 
-    def outputs() -> Iterable[tuple[str, np.ndarray]]:
-        yield JUDGE, ReferenceNetwork(model, weights).predict(images)
-        for name in backend_names:
-            with workers.use(name) as worker:
-                yield name, worker.build(model, weights, "float64").predict(images)
+        model: the same for images of another size, with the same weights.
+        """
+        limit = FLOAT64 * float(np.abs(expected).max(initial=0))
+        found = {JUDGE: ReferenceNetwork(model, self.weights).predict(images)}
+        for name in self.backends:
+            with self.workers.use(name) as worker:
+                found[name] = worker.build(model, self.weights, "float64").predict(images)
+        checks = []
+        for witness, outputs in found.items():
+            comparison = compare(outputs, expected, limit, "float64")
+            checks.append(Check(witness, "float64", model.input_shape, len(images), comparison))
+            self.say(f"{witness}, float64, {model.input_shape[1]} x {model.input_shape[2]}: {comparison}")
+        return checks
 
-    limit = FLOAT64 * float(np.abs(expected).max(initial=0))
-    checks = []
-    for witness, found in outputs():
-        comparison = compare(found, expected, limit, "float64")
-        checks.append(Check(witness, "float64", model.input_shape, len(images), comparison))
-        say(f"{witness}, float64, {model.input_shape[1]} x {model.input_shape[2]}: {comparison}")
-    return checks
+    def check(self, witness: str, outputs: np.ndarray, expected: np.ndarray, limit: float) -> Check:
+        """One witness's float32 outputs against the original's, told to the user."""
+        comparison = against(self.model, outputs, expected, limit)
+        self.say(f"{witness}: {comparison}")
+        return Check(witness, "float32", self.model.input_shape, len(outputs), comparison)
 
 
 def allowed(expected: np.ndarray, own: np.ndarray | None = None) -> float:
@@ -170,14 +170,14 @@ def require(checks: Iterable[Check], model: Model) -> None:
 
 
 def keep(
-    model: Model, weights: Weights, about: Mapping[str, Any], checks: Sequence[Check], out: Path, say: Say
+    candidate: Candidate, about: Mapping[str, Any], checks: Sequence[Check], out: Path
 ) -> tuple[Path, dict[str, Any]]:
     """Publish what was brought in as a run, `out`/<model>/import; its folder and its report.
 
     about: what it was made of. Raises CheckFailed, keeping nothing, if a check failed.
     """
+    model, weights, onnx = candidate.model, candidate.weights, candidate.onnx
     require(checks, model)
-    onnx = serialize(to_onnx(model, weights))
     report = {
         "model": model.name,
         "backend": card.IMPORTED,
@@ -199,7 +199,7 @@ def keep(
         "README.md": card.import_card(model, report).encode(),
     }
     run = runs.Run(out / model.name / card.IMPORTED)
-    with run.lock(say):
+    with run.lock(candidate.say):
         run.publish(files, {"zoo": zoo.__version__, **about})
     return run.path, report
 
@@ -224,12 +224,12 @@ def import_original(
         small = wish.model(size=originals.SMALL)
         image = probes(small, 1)[:1]
         expected_small = adopted.expected(image)
-    model, weights = adopted.model, adopted.weights
+    candidate = Candidate(adopted.model, adopted.weights, backend_names, workers, say)
     limit = allowed(expected, own)
-    checks = [_own(wish, model, own, expected, limit, say)]
-    checks += float32_checks(model, weights, images, expected, limit, backend_names, workers, say)
-    checks += float64_checks(small, weights, image, expected_small, backend_names, workers, say)
-    return keep(model, weights, adopted.about, checks, out, say)
+    checks = [candidate.check(f"{wish.source} itself", own, expected, limit)]
+    checks += candidate.float32(images, expected, limit)
+    checks += candidate.float64(small, image, expected_small)
+    return keep(candidate, adopted.about, checks, out)
 
 
 def _import_exported(
@@ -242,20 +242,10 @@ def _import_exported(
         images = (4 * probes(found.model, 1) - 2).astype(np.float32)  # as preprocessed ones are
         expected, own = original.predict(images, "float64"), original.predict(images)
     about["read_from"] = "the framework's ONNX export"
+    candidate = Candidate(found.model, found.weights, backend_names, workers, say)
     limit = allowed(expected, own)
-    checks = [_own(wish, found.model, own, expected, limit, say)]
-    checks += float32_checks(found.model, found.weights, images, expected, limit, backend_names, workers, say)
-    return keep(found.model, found.weights, about, checks, out, say)
-
-
-def _own(
-    wish: originals.Wish, model: Model, own: np.ndarray, expected: np.ndarray, limit: float, say: Say
-) -> Check:
-    """What the framework's own model in float32 differs from itself in float64."""
-    comparison = against(model, own, expected, limit)
-    check = Check(f"{wish.source} itself", "float32", model.input_shape, len(own), comparison)
-    say(f"{check.witness}: {check.comparison}")
-    return check
+    checks = [candidate.check(f"{wish.source} itself", own, expected, limit)]
+    return keep(candidate, about, checks + candidate.float32(images, expected, limit), out)
 
 
 def import_onnx(
@@ -275,22 +265,43 @@ def import_onnx(
     """
     content = artifacts.onnx_bytes(path, whole=True)
     found = reading.read(content, path, name, image, output)
-    model, weights, given = found.model, found.weights, found.input
+    model, weights = found.model, found.weights
     say(f"{path}: {len(model.walk())} layers, {model.parameters:,} parameters")
-    count = given.batch or PROBES
-    images = np.resize(probes(model, -(-count // 2)), (count, *model.input_shape))
-    session = Session(content, foreign=True)
-    expected = session.run({given.name: given.given(images)}, [found.output])[found.output]
-    expected = expected.reshape(len(images), *model.output_shape).astype(np.float64)
-    if not np.isfinite(expected).all():
-        raise CheckFailed("the file gives numbers that are not finite for noise in [0, 1]", path)
+    images, expected = _answers(content, found, path)
     about = {
         "source": path.name,
         "sha256": hashlib.sha256(content).hexdigest(),
-        "input": given.name,
+        "input": found.input.name,
         "output": found.output,
         "paths": found.paths,
     }
-    limit = allowed(expected)
-    checks = float32_checks(model, weights, images, expected, limit, backend_names, workers, say)
-    return keep(model, weights, about, checks, out, say)
+    candidate = Candidate(model, weights, backend_names, workers, say)
+    return keep(candidate, about, candidate.float32(images, expected, allowed(expected)), out)
+
+
+def _answers(content: bytes, found: reading.Read, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, C, H, W), at least PROBES, and what a file gives for them, float64 (N, *output shape).
+
+    A file that takes a fixed number of images gets as many at a time.
+    """
+    model, given = found.model, found.input
+    if not given.batched:
+        raise Unsupported("its input has no batch axis", path, "", ("no batch axis",))
+    size = given.batch or PROBES
+    most = min(CHUNK, max(1, MOST_PIXELS // prod(model.input_shape)))
+    if size > most:
+        what = f"it takes {size:,} images at a time, at most {most} are accepted"
+        raise Unsupported(what, path, "export it with a symbolic batch", (what,))
+    count = -(-PROBES // size) * size
+    images = np.resize(probes(model, -(-count // 2)), (count, *model.input_shape))
+    session = Session(content, foreign=True)
+    parts = [
+        session.run({given.name: given.given(images[at : at + size])}, [found.output])[found.output]
+        for at in range(0, count, size)
+    ]
+    expected = np.concatenate(parts).astype(np.float64)
+    if expected.size != count * prod(model.output_shape):
+        raise CheckFailed(f"the file gives {expected.shape}, the layers {model.output_shape} an image", path)
+    if not np.isfinite(expected).all():
+        raise CheckFailed("the file gives numbers that are not finite for noise in [0, 1]", path)
+    return images, expected.reshape(count, *model.output_shape)
