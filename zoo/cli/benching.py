@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import click
 
 from zoo import terminal
 from zoo.cli.options import (
+    Several,
     backend_option,
     check_packages,
     chosen_backends,
@@ -24,7 +24,6 @@ from zoo.cli.options import (
     print_json,
 )
 from zoo.cli.runs import WEIGHTS
-from zoo.errors import ZooError
 
 
 @click.command(
@@ -84,24 +83,12 @@ def bench(
         benching.check_name(file)
     wish = benching.options(batches, seconds)
     chosen = benching.names(chosen_backends(backend_names, needed=False) if backend_names else [])
-    names = list(models or documented())
+    several = Several(models or documented())
+    names = several.names
     found: list[dict[str, Any]] = []
-    codes: dict[str, int] = {}
-
-    @contextmanager
-    def going_on(name: str) -> Iterator[None]:
-        """With several models, the others are still measured after one that cannot be."""
-        try:
-            yield
-        except ZooError as error:
-            if len(names) == 1:
-                raise
-            codes[name] = error.code
-            terminal.say(f"{terminal.styled('error', 'red', sys.stderr)}: {name}: {error}")
-
     sources = {}
     for name in names:
-        with going_on(name):
+        with several.going_on(name):
             found_source = artifacts.find(
                 name, options["weights"], options["out"], options["seed"], terminal.say
             )
@@ -109,14 +96,14 @@ def bench(
     dataset = data.load(options["data"], options["data_dir"], terminal.say) if sources else data.digits()
     with Workers() as workers:
         for name, source in sources.items():
-            with going_on(name), terminal.counter("block") as progress:
+            with several.going_on(name), terminal.counter("block") as progress:
                 fitting = benching.images_of(source.model, dataset, options["data"])
                 measured = benching.measure(source, chosen, fitting, wish, workers, progress)
-                codes[name] = 0 if measured.passed else 1
+                several.codes[name] = 0 if measured.passed else 1
                 found.append(measured.to_dict())
             if found and not as_json and found[-1]["model"] == source.model.title:
                 click.echo(benching.lines(found[-1]))
-    failed = next((code for code in codes.values() if code), 0)
+    failed = several.failed
     if as_json:
         print_json(found)
     elif not failed:

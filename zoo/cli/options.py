@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from zoo.errors import InvalidInput
+from zoo.errors import InvalidInput, ZooError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,6 +116,35 @@ def images_for(model: Model, dataset: Dataset, wish: str) -> tuple[np.ndarray | 
         terminal.say(f"{model.name}: {error.what}: looking at noise and probes")
         return None, "noise and probes"
     return data.to_float(dataset.test_images), f"{len(dataset.test_images):,} test images of {dataset.name}"
+
+
+class Several:
+    """The models of one command, of which the others still get their turn after one that fails.
+
+    codes: the exit codes so far, by name.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = list(names)
+        self.codes: dict[str, int] = {}
+
+    @contextmanager
+    def going_on(self, name: str) -> Iterator[None]:
+        """Report an error of this model and go on; raise it where there is no other one."""
+        from zoo import terminal
+
+        try:
+            yield
+        except ZooError as error:
+            if len(self.names) == 1:
+                raise
+            self.codes[name] = error.code
+            terminal.say(f"{terminal.styled('error', 'red', sys.stderr)}: {name}: {error}")
+
+    @property
+    def failed(self) -> int:
+        """The exit code of the command: the first failure's, or 0."""
+        return next((code for code in self.codes.values() if code), 0)
 
 
 def documented() -> list[str]:

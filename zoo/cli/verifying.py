@@ -12,6 +12,7 @@ import click
 
 from zoo import terminal
 from zoo.cli.options import (
+    Several,
     backend_option,
     check_packages,
     chosen_backends,
@@ -25,7 +26,6 @@ from zoo.cli.options import (
     print_json,
 )
 from zoo.cli.runs import WEIGHTS
-from zoo.errors import ZooError
 
 if TYPE_CHECKING:
     from export.artifacts import Source
@@ -90,32 +90,20 @@ def verify(
         reports.check_name(file)
     chosen = chosen_backends(backend_names, needed=False)
     whose = chosen[0] if len(backend_names) == 1 and backend_names[0] != "all" else None
-    names = list(models or documented())
+    several = Several(models or documented())
+    names = several.names
     weights, seed, out = options["weights"], options["seed"], options["out"]
     found: list[dict[str, Any]] = []
-    codes: dict[str, int] = {}
-
-    @contextmanager
-    def going_on(name: str) -> Iterator[None]:
-        """With several models, the others are still verified after one that cannot be."""
-        try:
-            yield
-        except ZooError as error:
-            if len(names) == 1:
-                raise
-            codes[name] = error.code
-            terminal.say(f"{terminal.styled('error', 'red', sys.stderr)}: {name}: {error}")
-
     sources: dict[str, Source] = {}
     for name in names:
-        with going_on(name):
+        with several.going_on(name):
             source = artifacts.find(name, weights, out, seed, terminal.say, whose)
             check_layers(source.model, layers)
             sources[name] = source
     dataset = data.load(options["data"], options["data_dir"], terminal.say) if sources else data.digits()
     with Workers() as workers:
         for name, source in sources.items():
-            with going_on(name):
+            with several.going_on(name):
                 images, told = images_for(source.model, dataset, options["data"])
                 with _at_work(source.model.name) as at_work:
                     report = crosscheck.verify(
@@ -133,13 +121,13 @@ def verify(
                 report.origin, report.data = source.origin, told
                 same = "auto" if images is None else dataset.name
                 report.command = _command(name, source.run, same, backend_names, layers, options)
-                codes[name] = 0 if report.passed else 1
+                several.codes[name] = 0 if report.passed else 1
                 found.append(report.to_dict())
                 if not as_json:
                     click.echo(reports.terminal_lines(found[-1]))
                 if not layers:
                     artifacts.keep_report(source, report)
-    failed = next((code for code in codes.values() if code), 0)
+    failed = several.failed
     if as_json:
         print_json(found)
     elif not failed:
