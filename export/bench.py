@@ -22,7 +22,7 @@ import numpy as np
 
 import backends
 from backends.client import RemoteNetwork, Worker, Workers
-from export import build, crosscheck, paired, quantization
+from export import accuracy_drop, build, crosscheck, quantization
 from export.artifacts import Source
 from export.crosscheck.examination import examine
 from export.crosscheck.inputs import probes
@@ -93,7 +93,7 @@ class Competitor:
     limit: float | None = None
     verdict: str = PASSED
     why: str = ""
-    drop: paired.Drop | None = None
+    drop: accuracy_drop.Drop | None = None
     timings: dict[int, Timings] = field(default_factory=dict)
 
     @property
@@ -272,7 +272,7 @@ class _Field:
             competitor.bytes, competitor.block = len(content), _block(session.predict)
             outputs = session.predict(self.judgement.images)
             exact = Session(direct).predict(self.judgement.images)
-            competitor.drop = drop = paired.compare(exact, outputs, dataset.test_labels)
+            competitor.drop = drop = accuracy_drop.compare(exact, outputs, dataset.test_labels)
             competitor.accuracy = drop.right[1] / drop.images
             competitor.max_abs_diff = _largest(outputs, self.judgement.outputs)
             if not drop.passed:

@@ -7,7 +7,7 @@ softmax stays in float32: on training images that did not calibrate this lost le
 and activations. Input and output stay float32, preprocessing stays inside.
 
 Such a file does not compute what was written, only nearly, so no limit of float32 holds. It is held to what
-it is for: its accuracy on the test images, paired with the float32 file's (export/paired.py). Its test
+it is for: its accuracy on the test images, paired with the float32 file's (export/accuracy_drop.py). Its test
 vectors are its own outputs as the graph is written; a runtime may differ from them by what reduction itself
 costs on calibration images. A file is written only if it passes, and its bytes follow from model, weights
 and images.
@@ -32,12 +32,12 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 import zoo
-from export import build, card, crosscheck, paired, vectors
+from export import accuracy_drop, build, card, crosscheck, vectors
+from export.accuracy_drop import Drop
 from export.artifacts import Source
 from export.crosscheck.graphs import expose
 from export.crosscheck.inputs import LAYER_IMAGES
 from export.graph import BATCH, INPUT, IR_VERSION, describe, serialize, tensor_name, to_layers_onnx, to_onnx
-from export.paired import Drop
 from export.session import Session
 from zoo import data, randomness, runs, timing
 from zoo.errors import CheckFailed, InvalidInput
@@ -73,7 +73,7 @@ class Reduction:
 
     precision: str
     calibration: int = CALIBRATION_IMAGES
-    most: float = paired.MOST_DROP
+    most: float = accuracy_drop.MOST_DROP
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -102,7 +102,7 @@ def wish(
         raise InvalidInput(f"{precision} is made of the zoo's own graph", "--exporter", "leave it out")
     if precision != INT8 and images is not None:
         raise InvalidInput(f"{precision} needs no calibration", "--calibration", "leave it out")
-    allowed = paired.MOST_DROP if most is None else most
+    allowed = accuracy_drop.MOST_DROP if most is None else most
     return Reduction(precision, CALIBRATION_IMAGES if images is None else images, allowed)
 
 
@@ -345,10 +345,10 @@ def export(source: Source, file: Path, wish: Reduction, dataset: data.Dataset) -
         raise InvalidInput("not the name of a file", str(file), "give a file name with -o")
     model, weights = source.model, source.weights
     images, labels = data.to_float(dataset.test_images), dataset.test_labels
-    if len(images) < paired.images_needed(wish.most):
+    if len(images) < accuracy_drop.images_needed(wish.most):
         raise CheckFailed(
             f"{len(images)} test images cannot show a drop of at most {wish.most:g} points: "
-            f"at least {paired.images_needed(wish.most)} can",
+            f"at least {accuracy_drop.images_needed(wish.most)} can",
             f"--data {dataset.name}",
             "nothing was written; take --data mnist, or allow more with --max-drop",
         )
@@ -385,16 +385,20 @@ def export(source: Source, file: Path, wish: Reduction, dataset: data.Dataset) -
     }
 
 
-def judge(exact: bytes, reduced: bytes, images: Array, labels: Array, most: float = paired.MOST_DROP) -> Drop:
+def judge(
+    exact: bytes, reduced: bytes, images: Array, labels: Array, most: float = accuracy_drop.MOST_DROP
+) -> Drop:
     """What a reduced file loses against the float32 one on test images."""
-    return paired.compare(Session(exact).predict(images), Session(reduced).predict(images), labels, most)
+    return accuracy_drop.compare(
+        Session(exact).predict(images), Session(reduced).predict(images), labels, most
+    )
 
 
 def refusal(precision: str, drop: Drop) -> str:
     """One sentence on a file that did not pass the gate."""
     before, after = (right / drop.images for right in drop.right)
-    flips = ", ".join(map(str, drop.flips[: paired.SHOWN]))
-    more = ", ..." if len(drop.flips) > paired.SHOWN else ""
+    flips = ", ".join(map(str, drop.flips[: accuracy_drop.SHOWN]))
+    more = ", ..." if len(drop.flips) > accuracy_drop.SHOWN else ""
     return (
         f"{precision} loses too much accuracy: {before:.4f} becomes {after:.4f}, a drop of {drop}; McNemar "
         f"p = {drop.p_value:.2g}; {len(drop.flips):,} of {drop.images:,} decisions flip: images {flips}{more}"
@@ -407,7 +411,7 @@ def lines(exported: Mapping[str, Any]) -> list[str]:
     before, after = gate["accuracy"]["float32"], gate["accuracy"]["reduced"]
     low, high = gate["interval"]
     mcnemar, flips = gate["mcnemar"], gate["flips"]
-    shown = ", ".join(map(str, flips["images"][: paired.SHOWN]))
+    shown = ", ".join(map(str, flips["images"][: accuracy_drop.SHOWN]))
     found = [
         f"size    {exported['bytes'] / exported['float32_bytes']:.2f} of the float32 file's "
         f"{exported['float32_bytes']:,} bytes",
@@ -417,7 +421,7 @@ def lines(exported: Mapping[str, Any]) -> list[str]:
         f"McNemar p = {mcnemar['p']:.2g} ({mcnemar['lost']} lost, {mcnemar['gained']} gained)",
         f"flips   {flips['total']:,}"
         + (f": images {shown}" if shown else "")
-        + (", ..." if flips["total"] > paired.SHOWN else ""),
+        + (", ..." if flips["total"] > accuracy_drop.SHOWN else ""),
     ]
     for row in speed:
         ratio, control = timing.Interval(**row["time"]), timing.Interval(**row["control"])

@@ -18,9 +18,9 @@ from drawing import draw, grey
 from onnx import TensorProto, numpy_helper
 
 import zoo
-from export import artifacts, doctor, paired, predict, quantization, seal
+from export import accuracy_drop, artifacts, doctor, predict, quantization, seal
+from export.accuracy_drop import Drop
 from export.graph import describe, serialize, to_onnx
-from export.paired import Drop
 from export.session import Session
 from zoo import cli, data, pretrained
 from zoo.errors import CheckFailed, InvalidInput
@@ -132,7 +132,7 @@ def test_the_interval_covers_the_true_drop(lost: float, gained: float) -> None:
 
 def test_few_images_show_nothing() -> None:
     """Even if no decision differs; and the number that is told to be enough is the smallest that is."""
-    enough = paired.images_needed(0.3)
+    enough = accuracy_drop.images_needed(0.3)
     assert Drop(enough, (0, 0), 0, 0, ()).passed
     assert not Drop(enough - 1, (0, 0), 0, 0, ()).passed
     assert Drop(enough, (0, 0), 0, 0, ()).possible
@@ -143,11 +143,11 @@ def test_what_is_counted() -> None:
     eye = np.eye(3)
     labels = np.array([0, 1, 2, 0])
     before, after = eye[[0, 1, 2, 1]], eye[[0, 2, 2, 0]]
-    drop = paired.compare(before, after, labels)
+    drop = accuracy_drop.compare(before, after, labels)
     assert (drop.right, drop.lost, drop.gained, drop.flips) == ((3, 3), 1, 1, (1, 3))
     nothing = np.full_like(after, np.nan)
-    assert paired.compare(before, nothing, labels).lost == 3
-    assert paired.compare(before, before, labels).to_dict()["flips"] == {"total": 0, "images": []}
+    assert accuracy_drop.compare(before, nothing, labels).lost == 3
+    assert accuracy_drop.compare(before, before, labels).to_dict()["flips"] == {"total": 0, "images": []}
 
 
 # The files.
