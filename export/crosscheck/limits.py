@@ -288,7 +288,8 @@ def _sum(
     if before.typical.any():
         squares = {"weight": w["weight"] ** 2} | ({"bias": 0 * w["bias"]} if layer.bias else {})
         few = sqrt(1 + (UNITS / TYPICAL_UNITS) ** 2 / prod(w["weight"].shape[1:]))
-        carried = few * np.sqrt(np.maximum(apply(layer, before.typical**2, squares), 0))
+        with np.errstate(over="ignore"):  # through a hundred layers: then anything is allowed
+            carried = few * np.sqrt(np.maximum(apply(layer, before.typical**2, squares), 0))
     return _rounded(units, scale, carried, carried)
 
 

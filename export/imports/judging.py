@@ -123,11 +123,11 @@ class Candidate:
 
 
 def allowed(expected: np.ndarray, own: np.ndarray | None = None) -> float:
-    """What a float32 output may differ from the original's float64 ones.
+    """What a float32 output may differ from the original's.
 
     The outer limit; where the largest output is below 1 the same share of it, 3e-5 max|expected|. own: the
-    original's own float32 outputs. A network whose rounding they show to be larger is allowed OWN times as
-    much as they differ: nobody can compute it more exactly than its framework does.
+    original's outputs once more, in float32, or of a file with optimisations. A network whose rounding they
+    show to be larger is allowed OWN times as much as they differ: nobody can compute it more exactly.
     """
     largest = float(np.abs(expected).max(initial=0))
     limit = min(outer_limit(expected), (ABSOLUTE + RELATIVE) * largest) or ABSOLUTE
@@ -267,7 +267,7 @@ def import_onnx(
     found = reading.read(content, path, name, image, output)
     model, weights = found.model, found.weights
     say(f"{path}: {len(model.walk())} layers, {model.parameters:,} parameters")
-    images, expected = _answers(content, found, path)
+    images, expected, own = _answers(content, found, path)
     about = {
         "source": path.name,
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -276,13 +276,17 @@ def import_onnx(
         "paths": found.paths,
     }
     candidate = Candidate(model, weights, backend_names, workers, say)
-    return keep(candidate, about, candidate.float32(images, expected, allowed(expected)), out)
+    limit = allowed(expected, own)
+    checks = [candidate.check("the file, optimised", own, expected, limit)]
+    return keep(candidate, about, checks + candidate.float32(images, expected, limit), out)
 
 
-def _answers(content: bytes, found: reading.Read, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, C, H, W), at least PROBES, and what a file gives for them, float64 (N, *output shape).
+def _answers(content: bytes, found: reading.Read, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images (N, C, H, W), at least PROBES, and what a file gives for them, (N, *output shape): as it is
+    written, in float64, and with onnxruntime's optimisations, in float32.
 
-    A file that takes a fixed number of images gets as many at a time.
+    The two differ by rounding alone, so they show how much of it the file has. A file that takes a fixed
+    number of images gets as many at a time.
     """
     model, given = found.model, found.input
     if not given.batched:
@@ -294,14 +298,18 @@ def _answers(content: bytes, found: reading.Read, path: Path) -> tuple[np.ndarra
         raise Unsupported(what, path, "export it with a symbolic batch", (what,))
     count = -(-PROBES // size) * size
     images = np.resize(probes(model, -(-count // 2)), (count, *model.input_shape))
-    session = Session(content, foreign=True)
-    parts = [
-        session.run({given.name: given.given(images[at : at + size])}, [found.output])[found.output]
-        for at in range(0, count, size)
-    ]
-    expected = np.concatenate(parts).astype(np.float64)
-    if expected.size != count * prod(model.output_shape):
-        raise CheckFailed(f"the file gives {expected.shape}, the layers {model.output_shape} an image", path)
-    if not np.isfinite(expected).all():
-        raise CheckFailed("the file gives numbers that are not finite for noise in [0, 1]", path)
-    return images, expected.reshape(count, *model.output_shape)
+    outputs = []
+    for optimize in (False, True):
+        session = Session(content, optimize, foreign=True)
+        parts = [
+            session.run({given.name: given.given(images[at : at + size])}, [found.output])[found.output]
+            for at in range(0, count, size)
+        ]
+        outputs.append(np.concatenate(parts))
+        if outputs[-1].size != count * prod(model.output_shape):
+            shape = outputs[-1].shape
+            raise CheckFailed(f"the file gives {shape}, the layers {model.output_shape} an image", path)
+        if not np.isfinite(outputs[-1]).all():
+            raise CheckFailed("the file gives numbers that are not finite for noise in [0, 1]", path)
+    plain, optimised = (output.reshape(count, *model.output_shape) for output in outputs)
+    return images, plain.astype(np.float64), optimised
