@@ -134,16 +134,20 @@ def check_hdf5(path: Path) -> None:
             child = group[name]
             if isinstance(child, h5py.Group):
                 look(child)
+            elif not isinstance(child, h5py.Dataset):
+                raise DataError(f"the file holds {child.name}, which is neither a group nor data", path)
             elif child.is_virtual or child.external:
                 raise DataError(f"the file keeps {child.name} outside itself", path)
 
     try:
         with h5py.File(path, "r") as file:
             look(file)
-    except OSError as error:
-        raise DataError(f"not an HDF5 file: {str(error)[:200]}", path) from None
     except RecursionError:
         raise DataError("groups in groups without end", path) from None
+    except DataError:
+        raise
+    except Exception as error:  # h5py has many for a damaged file
+        raise DataError(f"not a sound HDF5 file: {type(error).__name__}: {str(error)[:200]}", path) from None
 
 
 def _named(weight: np.ndarray, bias: list[np.ndarray]) -> dict[str, np.ndarray]:

@@ -78,12 +78,17 @@ class Original:
             raise DataError(
                 f"not a file of weights that can be read safely: {type(error).__name__}: {text}", path
             ) from None
-        if not isinstance(state, dict) or not all(isinstance(x, torch.Tensor) for x in state.values()):
+        if (
+            not isinstance(state, dict)
+            or not all(isinstance(key, str) for key in state)
+            or not all(isinstance(x, torch.Tensor) for x in state.values())
+        ):
             raise DataError("the file holds no state dict", path, "save module.state_dict()")
-        kept = {key: value for key, value in state.items() if not str(key).startswith(left_out or ("\0",))}
+        for key in [key for key in state if left_out and key.startswith(left_out)]:
+            del state[key]  # in place: a state dict carries its modules' versions beside its tensors
         try:
-            self._module.load_state_dict(kept)
-        except RuntimeError as error:
+            self._module.load_state_dict(state)
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:  # by whatever module it is
             lines = [line.strip() for line in str(error).splitlines()[1:3]] or [str(error)]
             raise DataError(
                 f"the weights do not fit torchvision's module: {' '.join(lines)[:300]}", path

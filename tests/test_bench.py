@@ -401,3 +401,10 @@ def test_the_bench_times_what_is_written() -> None:
     model, weights = zoo.load(NAME)
     assert serialize(to_onnx(model, weights)) == pretrained.onnx(NAME)
     assert write_idx is not None
+
+
+def test_a_report_is_kept_where_nothing_was_measured(run, tmp_path: Path) -> None:
+    report = tmp_path / "bench.json"
+    report.write_text("kept")
+    assert run("bench", "nope1", "nope2", "--data", "digits", "--report", str(report))[0] == 2
+    assert report.read_text() == "kept"

@@ -316,6 +316,33 @@ SPELLINGS: dict[str, tuple[Callable[[], ModelProto], tuple[type, ...]]] = {
     "a Pad alone": (
         lambda: graph(node("Pad", "image", "p"), p=np.array([0, 0, 1, 2, 0, 0, 3, 0])), (Conv2d,)
     ),
+    "Pad before MaxPool with ceil, kept": (
+        lambda: graph(
+            node("Relu", "image", y="r"),
+            node("Pad", "r", "p", y="a"),
+            node("MaxPool", "a", kernel_shape=(3, 3), strides=(3, 3), ceil_mode=1),
+            image=("n", 2, 5, 5), p=np.array([0, 0, 0, 0, 0, 0, 2, 2]),
+        ),
+        (ReLU, Conv2d, MaxPool2d),
+    ),
+    "Pad of a pool's size, kept": (
+        lambda: graph(
+            node("Relu", "image", y="r"),
+            node("Pad", "r", "p", y="a"),
+            node("MaxPool", "a", kernel_shape=(2, 2), strides=(1, 1)),
+            p=np.array([0, 0, 2, 0, 0, 0, 0, 0]),
+        ),
+        (ReLU, Conv2d, MaxPool2d),
+    ),
+    "a shape that is turned round": (
+        lambda: graph(
+            node("Slice", "s", "b", "e", "", "d", y="t"),
+            node("Reshape", "image", "t", y="f"),
+            node("Gemm", "f", "w"),
+            s=np.array([60, -1]), b=np.array([1]), e=np.array([-9]), d=np.array([-1]), w=array(60, 3),
+        ),
+        (Flatten, Dense),
+    ),
     "a shape that is computed": (
         lambda: graph(
             node("Shape", "image", y="s"),
@@ -411,6 +438,9 @@ def test_the_name_of_an_imported_model() -> None:
         read(content, "x.onnx", name="resnet18")
     with pytest.raises(InvalidInput, match="not a usable name"):
         read(content, "x.onnx", name="../x")
+    own = serialize(to_onnx(zoo.get("cnn-padded"), init_weights(zoo.get("cnn-padded"))))
+    with pytest.raises(InvalidInput, match="'lenet-5' is the name of a built-in model"):
+        read(own, "x.onnx", name="lenet-5")
 
 
 # What is refused
@@ -478,6 +508,35 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto], str]] = {
                       a=array(2), b=array(2), c=array(2), d=np.ones(2, np.float32)),
         "in training mode",
     ),
+    "an image in channels-last order, to be flattened, that fills the memory": (
+        lambda: graph(node("Transpose", "image", y="c", perm=(0, 3, 1, 2)), node("Flatten", "image"),
+                      image=("n", 9000, 9000, 2)),
+        "features in channels-last order",
+    ),
+    "a number for each of a million channels": (
+        lambda: graph(*(node("Mul", "image" if i == 0 else f"t{i}", "c", y=f"t{i + 1}") for i in range(8)),
+                      node("Relu", "t8"), image=("n", 2**20, 1, 1), c=np.float32(2)),
+        "used over and over",
+    ),
+    "many constants that fill the memory": (
+        lambda: graph(*(node("Add", "a", "b", y=f"c{i}") for i in range(400)), node("Sum", *(f"c{i}" for i in range(400)), y="s"),
+                      node("Reshape", "image", "s"), a=np.ones((64, 1)), b=np.ones((1, 64))),
+        "more than the file has room for",
+    ),
+    "a node of many inputs": (
+        lambda: graph(node("Concat", *["image"] * 30_000, axis=1)), "30,000 inputs, at most 1,000"
+    ),
+    "a name without end": (
+        lambda: graph(node("Relu", "image", y="n" * 5000), node("Tanh", "n" * 5000)), "no text of at most 1000 letters"
+    ),
+    "channels-last images of one pixel": (
+        lambda: graph(node("Reshape", "image", "t", y="r"), node("MaxPool", "r", kernel_shape=(1, 3)),
+                      image=(2, 4), t=np.array([2, 1, 1, 4])),
+        "a pool of a channels-last image",
+    ),
+    "channels in the middle": (
+        lambda: graph(node("Reshape", "image", "t"), image=(2, 4), t=np.array([2, 1, 4, 1])), "a Reshape of"
+    ),
     "more nodes than layers may be": (
         lambda: graph(*(node("Relu", "image" if i == 0 else f"t{i}", y=f"t{i + 1}") for i in range(10_001))),
         "10,001 nodes, at most 10,000",
@@ -521,11 +580,31 @@ def test_what_no_layers_express_is_said(case: str) -> None:
 
 
 def test_all_reasons_are_told() -> None:
-    proto = graph(node("Det", "image", y="a"), node("Round", "image", y="b"), node("Add", "a", "b"))
+    proto = graph(
+        node("Det", "image", y="a"),
+        node("MaxPool", "image", y="b", kernel_shape=(2, 2), pads=(3, 3, 3, 3)),
+        node("Add", "a", "b"),
+    )
     with pytest.raises(Unsupported) as caught:
         layers_of(proto)
-    assert [reason.split()[0] for reason in caught.value.reasons] == ["Det", "Round"]
+    assert [reason.split()[0] for reason in caught.value.reasons] == ["Det", "MaxPool"]
     assert caught.value.to_dict()["reasons"] == list(caught.value.reasons)
+
+
+def test_what_the_output_does_not_need_is_not_read() -> None:
+    proto = graph(node("Relu", "image"), node("ArgMax", "y", y="class"), node("Det", "image", y="nothing"))
+    assert [type(layer) for layer in layers_of(proto)] == [ReLU]
+    proto.graph.output.append(helper.make_tensor_value_info("class", TensorProto.INT64, None))
+    assert [type(layer) for layer in layers_of(proto, output="y")] == [ReLU]
+    with pytest.raises(Unsupported, match="ArgMax"):
+        layers_of(proto, output="class")
+
+
+def test_a_name_that_is_no_text() -> None:
+    proto = graph(node("Relu", "image", y="QQQQ"), node("Tanh", "QQQQ"))
+    content = proto.SerializeToString().replace(b"QQQQ", b"\xff\xfe\xfd\xfc")
+    with pytest.raises((DataError, Unsupported)):
+        read(content, "x.onnx")
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x08\x0a" * 400])
@@ -605,6 +684,7 @@ def test_options_that_do_not_belong_together(run, foreign: Path) -> None:
     assert run("import", str(foreign), "--sha256", "0").code == 2
     assert run("import", "torchvision:resnet18", "--name", "x").code == 2
     assert run("import", str(foreign), "--input-shape", "3,x,4").code == 2
+    assert run("import", str(foreign), "--input-shape", f"1,1,{'9' * 5000}").code == 2
     assert "unknown source 'torchvison'; did you mean" in run("import", "torchvison:resnet18").err
     assert run("import", "no-such.onnx").code == 4
 
@@ -663,6 +743,7 @@ def test_a_file_that_takes_so_many_images_at_a_time(batch: int, run, tmp_path: P
         ((501, 2, 6, 5), "it takes 501 images at a time, at most 500"),
         ((2**31 - 1, 2, 6, 5), "images at a time, at most 500"),
         ((3, 4, 5), "no batch axis"),
+        ((4, 3, 2400, 2400), "it takes 4 images at a time, at most 3"),
     ],
 )
 def test_batches_that_cannot_be_asked_for(image: tuple[int, ...], message: str, run, tmp_path: Path) -> None:
@@ -681,7 +762,16 @@ def test_the_limit_is_relative_for_small_outputs() -> None:
     small = np.array([[1e-3, -2e-3]])
     assert judging.allowed(small) == pytest.approx(6e-8)
     assert judging.allowed(100 * small) < 1e-5
-    assert judging.allowed(small, small + 1e-4) == pytest.approx(8e-4)
+    assert judging.allowed(small, small + 1e-6) == pytest.approx(8e-6)
+
+
+def test_rounding_that_tells_nothing_is_refused() -> None:
+    model = zoo.get("lenet-dropout")
+    expected = np.linspace(-5, 5, 10)[np.newaxis]
+    own = (expected + 1).astype(np.float32)
+    limit = judging.allowed(expected, own)
+    assert limit == pytest.approx(0.05)
+    assert not judging.against(model, own, expected, limit).passed
 
 
 def test_probabilities_are_compared_as_logarithms() -> None:

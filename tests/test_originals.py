@@ -152,12 +152,15 @@ def test_files_that_torch_must_not_trust(worker: Worker, tmp_path: Path) -> None
     torch.save({"conv1.weight": Bomb(tmp_path / "made")}, bomb)
     torch.save([1, 2], list_)
     torch.save({"conv1.weight": torch.zeros(3)}, other)
+    numbered = tmp_path / "numbered.pth"
+    torch.save({1: torch.zeros(3)}, numbered)
     text = tmp_path / "text.pth"
     text.write_text("no weights")
     for path, message in (
         (bomb, "not a file of weights that can be read safely"),
         (list_, "holds no state dict"),
         (other, "do not fit torchvision's module"),
+        (numbered, "holds no state dict"),
         (text, "not a file of weights"),
         (tmp_path / "none.pth", "no such file of weights"),
         (tmp_path, "no such file of weights"),
@@ -166,6 +169,47 @@ def test_files_that_torch_must_not_trust(worker: Worker, tmp_path: Path) -> None
             originals.adopt(Wish("torchvision", "resnet18", path), worker)
     assert not (tmp_path / "made").exists()
     assert worker.alive
+
+
+def test_a_state_dict_keeps_its_modules_versions(worker: Worker, tmp_path: Path) -> None:
+    if worker.backend != "torch":
+        pytest.skip("a state dict is torch's")
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "w.pth"
+    torch.save(pytest.importorskip("torchvision").models.mnasnet0_5(weights=None).state_dict(), path)
+    _, about = originals.taken(Wish("torchvision", "mnasnet0_5", path), worker)
+    assert about["weights"] == "w.pth"
+    torch.save({"classifier.1.weight": torch.zeros(3)}, path)
+    with pytest.raises(DataError, match="do not fit torchvision's module"):
+        originals.taken(Wish("torchvision", "mnasnet0_5", path), worker)
+
+
+def test_damaged_hdf5(worker: Worker, tmp_path: Path) -> None:
+    if worker.backend != "keras":
+        pytest.skip("HDF5 is Keras'")
+    h5py = pytest.importorskip("h5py")
+    from backends.keras_applications import check_hdf5
+
+    good = tmp_path / "good.h5"
+    with h5py.File(good, "w") as file:
+        file.create_dataset("a/b", data=np.arange(8.0))
+    check_hdf5(good)
+    content, refused = good.read_bytes(), 0
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        changed = bytearray(content)
+        changed[rng.integers(len(changed))] ^= 1 << int(rng.integers(8))
+        path = tmp_path / "changed.h5"
+        path.write_bytes(changed)
+        try:
+            check_hdf5(path)
+        except DataError:
+            refused += 1
+    assert refused > 10
+    with h5py.File(good, "a") as file:
+        file["t"] = np.dtype("f4")
+    with pytest.raises(DataError, match="neither a group nor data"):
+        check_hdf5(good)
 
 
 def test_files_that_keras_must_not_trust(worker: Worker, tmp_path: Path) -> None:
@@ -200,7 +244,7 @@ def test_files_that_keras_must_not_trust(worker: Worker, tmp_path: Path) -> None
         (made("elsewhere", elsewhere), "keeps /e outside itself"),
         (made("virtual", virtual), "keeps /v outside itself"),
         (made("empty", lambda file: None), "do not fit Keras' model"),
-        (text, "not an HDF5 file"),
+        (text, "not a sound HDF5 file"),
     ):
         with pytest.raises(DataError, match=message):
             originals.adopt(Wish("keras", "MobileNetV2", path), worker)

@@ -244,7 +244,7 @@ def _of_two(node: Node, a: View, b: View) -> View:
     if node.operator not in joins:
         raise Inexpressible(f"a {node.operator} of two branches")
     join = joins[node.operator]
-    if a.channels_last != b.channels_last and (1, 1) not in (a.shape[1:], b.shape[1:]):
+    if a.channels_last != b.channels_last:
         raise Inexpressible(f"a {node.operator} of tensors in several layouts")
     if len(a.shape) != len(b.shape) or (a.order is not None or b.order is not None):
         raise Inexpressible(f"a {node.operator} of tensors of several kinds")
@@ -258,7 +258,8 @@ def _of_two(node: Node, a: View, b: View) -> View:
 
 def _common(tensors: Sequence[Tensor]) -> tuple[Tensor, list[Pointwise]] | None:
     """The nearest tensor of which all of these are functions, number by number, and the functions."""
-    chains = [_lineage(tensor) for tensor in tensors]
+    lineages = {key: _lineage(tensor) for key, tensor in {id(t): t for t in tensors}.items()}
+    chains = [lineages[id(tensor)] for tensor in tensors]
     for first in chains[0]:
         others = [next((p for p in chain if p.base is first.base), None) for chain in chains[1:]]
         found = [other for other in others if other is not None]

@@ -38,7 +38,7 @@ from zoo.layers import Shape
 from zoo.model import Model
 from zoo.weights import Weights, digest, to_bytes
 
-OWN = 8.0  # see `allowed`
+OWN, CEILING = 8.0, 0.01  # see `allowed`
 SMALLEST = 1e-25  # of probabilities whose logarithms are compared
 MOST_PIXELS = 2**26  # of the images that a file takes at a time
 PROBES = 4  # images that a file is asked about
@@ -127,13 +127,14 @@ def allowed(expected: np.ndarray, own: np.ndarray | None = None) -> float:
 
     The outer limit; where the largest output is below 1 the same share of it, 3e-5 max|expected|. own: the
     original's outputs once more, in float32, or of a file with optimisations. A network whose rounding they
-    show to be larger is allowed OWN times as much as they differ: nobody can compute it more exactly.
+    show to be larger is allowed OWN times as much as they differ, for nobody can compute it more exactly, but
+    no more than CEILING max|expected|: beyond that nothing could be told, and `own` itself is refused.
     """
     largest = float(np.abs(expected).max(initial=0))
     limit = min(outer_limit(expected), (ABSOLUTE + RELATIVE) * largest) or ABSOLUTE
     if own is None or not np.isfinite(own).all():
         return limit
-    return max(limit, OWN * float(np.abs(own - expected).max(initial=0)))
+    return max(limit, min(OWN * float(np.abs(own - expected).max(initial=0)), CEILING * largest))
 
 
 def against(model: Model, found: np.ndarray, expected: np.ndarray, limit: float) -> Comparison:
@@ -282,8 +283,8 @@ def import_onnx(
 
 
 def _answers(content: bytes, found: reading.Read, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images (N, C, H, W), at least PROBES, and what a file gives for them, (N, *output shape): as it is
-    written, in float64, and with onnxruntime's optimisations, in float32.
+    """Images (N, C, H, W), and what a file gives for them, (N, *output shape): as it is written (the float32
+    numbers as float64), and with onnxruntime's optimisations.
 
     The two differ by rounding alone, so they show how much of it the file has. A file that takes a fixed
     number of images gets as many at a time.
@@ -291,8 +292,8 @@ def _answers(content: bytes, found: reading.Read, path: Path) -> tuple[np.ndarra
     model, given = found.model, found.input
     if not given.batched:
         raise Unsupported("its input has no batch axis", path, "", ("no batch axis",))
-    size = given.batch or PROBES
     most = min(CHUNK, max(1, MOST_PIXELS // prod(model.input_shape)))
+    size = given.batch or min(PROBES, most)
     if size > most:
         what = f"it takes {size:,} images at a time, at most {most} are accepted"
         raise Unsupported(what, path, "export it with a symbolic batch", (what,))

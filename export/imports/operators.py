@@ -193,16 +193,16 @@ def lrn(node: Node) -> View:
 def max_pool(node: Node) -> View:
     view = node.view()
     x = view.canonical_image("a pool")
-    padding: Sides = (0, 0, 0, 0)
-    if x.pad is not None:
-        base, sides, value = x.pad
-        if value <= np.finfo(np.float32).min or (value == 0 and _never_negative(base)):
-            x, padding = base, sides
-        elif value != 0:
-            raise Inexpressible(f"a pool of what is padded with {value:g}")
     layer = construct(MaxPool2d, *_window(node), 0, bool(node.attribute("ceil_mode", 0)))
-    layer = replace(layer, padding=_plus(padding, _pads(node, layer, view.shape)))
-    return View(made(layer, x))
+    sides = _pads(node, layer, view.shape)
+    if x.pad is not None:
+        base, before, value = x.pad
+        never = value <= np.finfo(np.float32).min or (value == 0 and _never_negative(base))
+        if never and _fits(layer, _plus(before, sides)):
+            return View(made(replace(layer, padding=_plus(before, sides)), base))
+        if value != 0:
+            raise Inexpressible(f"a pool of what is padded with {value:g}")
+    return View(made(replace(layer, padding=sides), x))
 
 
 @rule("AveragePool")
@@ -212,15 +212,23 @@ def average_pool(node: Node) -> View:
     counted = bool(node.attribute("count_include_pad", 0))
     layer = construct(AvgPool2d, *_window(node), 0, bool(node.attribute("ceil_mode", 0)), counted)
     sides = _pads(node, layer, view.shape)
-    if x.pad is None or x.pad[2] != 0:
-        return View(made(replace(layer, padding=sides), x))
-    base, before, _ = x.pad
-    if not any(sides) and not layer.ceil:
-        return View(made(replace(layer, padding=before, count_padding=True), base))
-    whole = replace(layer, padding=before, ceil=True, count_padding=True)  # what a ceil adds is not counted
-    if not counted and whole.sides(base.shape) == _plus(before, sides):
-        return View(made(whole, base))
+    if x.pad is not None and x.pad[2] == 0 and _fits(layer, x.pad[1]):
+        base, before, _ = x.pad
+        if not any(sides):
+            return View(made(replace(layer, padding=before, count_padding=True), base))
+        whole = replace(layer, padding=before, ceil=True, count_padding=True)  # what ceil adds does not count
+        if not counted and whole.sides(base.shape) == _plus(before, sides):
+            return View(made(whole, base))
     return View(made(replace(layer, padding=sides), x))
+
+
+def _fits(layer: MaxPool2d | AvgPool2d, sides: Sides) -> bool:
+    """Whether a Pad may become a pool's own padding: less than its size, and no window begins in it alone.
+
+    With `ceil` a window may begin in what was an image's padding, but not in a pool's.
+    """
+    height, width = layer.size
+    return not layer.ceil and max(sides[0], sides[2]) < height and max(sides[1], sides[3]) < width
 
 
 def _window(node: Node) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -358,7 +366,7 @@ def _reshaped(node: Node, view: View, target: Sequence[int]) -> View:
     if len(dims) == 1:
         return _flat(view)
     x = view.tensor
-    if len(dims) == 3 and max(dims) == size:  # C x 1 x 1, in some order
+    if dims in ([size, 1, 1], [1, 1, size]):
         if not view.is_image and isinstance(x.layer, Flatten) and x.inputs[0].shape == (size, 1, 1):
             return View(x.inputs[0], channels_last=dims[0] != size)
         if view.shape == (size, 1, 1):

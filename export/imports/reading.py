@@ -7,7 +7,7 @@ implementation, with a bound on what that may make. Whatever no layer expresses 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -23,21 +23,21 @@ from export.graph import INPUT, serialize, to_onnx
 from export.imports import elementwise, operators  # noqa: F401  (their import registers the rules)
 from export.imports.nodes import RULES, Node, Value
 from export.imports.structure import tree
-from export.imports.tensors import Array, Inexpressible, Tensor, View
+from export.imports.tensors import MOST_CHANNELS, MOST_FEATURES, Array, Inexpressible, Tensor, View
 from zoo import registry
 from zoo.errors import DataError, InvalidInput, InvalidSpec, ZooError
-from zoo.layers import Dropout, Flatten, Layer, Shape
+from zoo.layers import Dropout, Flatten, Layer, Normalize, Shape
 from zoo.model import MOST_ACTIVATIONS, MOST_LAYERS, Model
 from zoo.recipe import Adam, Recipe
 from zoo.weights import Weights, check
 
-# What is computed of constants alone, and how large its result may be.
+# What is computed of constants alone.
 FOLDED = frozenset([
     "Add", "Cast", "Concat", "Div", "Gather", "Identity", "Mul", "Neg", "Reciprocal", "Reshape",
     "Slice", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze",
 ])  # fmt: skip
-MOST_FOLDED = 2**28  # numbers
-MOST_CHANNELS, MOST_FEATURES = 2**20, 2**24
+MOST_INPUTS = 1000  # of a node
+LONGEST_NAME = 1000  # of a tensor
 LARGER = 4  # times as many weights as the file holds: some are used twice, Pads become ones
 MOST_REASONS = 5  # in one line
 BATCH = 7919  # stands for the batch in shapes that are computed: a prime that is no size
@@ -103,6 +103,7 @@ def read(
     one, if it has several. Raises DataError if it is no ONNX file, Unsupported if no layers express it.
     """
     if own := _own(content, name):
+        registry.check_builtin(own.model, where)
         return own
     try:
         proto = onnx.load_from_string(content)
@@ -192,8 +193,14 @@ class _Reader:
             self.values[tensor.name] = _array(tensor)
         if graph.sparse_initializer:
             raise _Reasons("sparse weights")
-        numbers = sum(np.asarray(array).size for array in self.values.values())
-        self._budget = LARGER * numbers + MOST_CHANNELS
+        self._budget = LARGER * graph.ByteSize() // 4 + MOST_CHANNELS  # numbers of weights
+        self._foldable = self._budget  # numbers that are computed of constants
+        names = [
+            *(v.name for v in (*graph.input, *graph.output)),
+            *(n for node in graph.node for n in node.output),
+        ]
+        if any(not isinstance(name, str) or len(name) > LONGEST_NAME for name in names):
+            raise _Reasons(f"the name of a tensor is no text of at most {LONGEST_NAME} letters")
         self.input = self._input(image)
         start = Tensor((), self.input.image)
         try:
@@ -252,9 +259,15 @@ class _Reader:
         return False
 
     def run(self, output: str | None) -> View:
-        """Read every node; the view of the output. Raises _Reasons, with all of them."""
+        """Read what the output needs; its view. Raises _Reasons, with all of them."""
+        names = [value.name for value in self.graph.output]
+        if output is None and len(names) != 1:
+            raise _Reasons(f"the graph has {len(names)} outputs: {', '.join(names[:6])}; choose one")
+        if output is not None and output not in names:
+            raise _Reasons(f"the graph has no output {output!r}, only {', '.join(names[:6])}")
+        self.output = output or names[0]
         reasons: list[str] = []
-        for proto in self.graph.node:
+        for proto in self._needed():
             if any(name and name not in self.values for name in proto.input):
                 missing = next(name for name in proto.input if name and name not in self.values)
                 if not reasons:
@@ -264,16 +277,12 @@ class _Reader:
                 self._node(proto)
             except Inexpressible as error:
                 reasons.append(f"{_title(proto)}: {error}")
+            except InvalidSpec as error:
+                reasons.append(f"{_title(proto)}: {error.what}")
             except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
                 reasons.append(f"{_title(proto)}: it is malformed: {type(error).__name__}")
         if reasons:
             raise _Reasons(*reasons)
-        names = [value.name for value in self.graph.output]
-        if output is None and len(names) != 1:
-            raise _Reasons(f"the graph has {len(names)} outputs: {', '.join(names[:6])}; choose one")
-        if output is not None and output not in names:
-            raise _Reasons(f"the graph has no output {output!r}, only {', '.join(names[:6])}")
-        self.output = output or names[0]
         end = self.values.get(self.output)
         if not isinstance(end, View):
             raise _Reasons(f"the output {self.output!r} does not depend on the image")
@@ -283,11 +292,22 @@ class _Reader:
             raise _Reasons(end.tensor.problem)
         return end
 
+    def _needed(self) -> list[NodeProto]:
+        """The nodes that the output depends on, in the file's order."""
+        wanted, found = {self.output}, []
+        for proto in reversed(self.graph.node):
+            if wanted & set(proto.output):
+                wanted |= set(proto.input)
+                found.append(proto)
+        return found[::-1]
+
     def _node(self, proto: NodeProto) -> None:
         if proto.domain not in isolation.DOMAINS:
             raise Inexpressible(f"an operator of {proto.domain[:40]!r}")
         if any(attribute.HasField("g") or attribute.graphs for attribute in proto.attribute):
             raise Inexpressible("it holds a graph")
+        if len(proto.input) > MOST_INPUTS:
+            raise Inexpressible(f"{len(proto.input):,} inputs, at most {MOST_INPUTS:,} are accepted")
         inputs = [self.values[name] if name else None for name in proto.input]
         results: list[Value]
         if proto.op_type == "Constant":
@@ -301,7 +321,7 @@ class _Reader:
                 raise Inexpressible("a cast to another type than float32")
             results = [first if isinstance(first, View) else np.asarray(first).astype(kind)]
         elif not any(isinstance(value, View) for value in inputs):
-            results = _folded(proto, [x for x in inputs if isinstance(x, np.ndarray)], self.opset)
+            results = self._folded(proto, inputs)
         elif proto.op_type not in RULES:
             raise Inexpressible("no layer of the language")
         else:
@@ -321,8 +341,34 @@ class _Reader:
         if tensor.shape[0] > most or prod(tensor.shape) > MOST_ACTIVATIONS:
             raise Inexpressible(f"it gives {' x '.join(map(str, tensor.shape))} numbers an image")
         self._budget -= sum(array.size for array in tensor.arrays.values())
+        if isinstance(tensor.layer, Normalize):
+            self._budget -= 2 * tensor.shape[0]
         if self._budget < 0:
             raise _Reasons("the same weights are used over and over")
+
+    def _folded(self, proto: NodeProto, inputs: list[Value | None]) -> list[Value]:
+        """The results of a node whose inputs are constants; raises Inexpressible if that is not computed."""
+        if proto.op_type not in FOLDED:
+            raise Inexpressible("computed from constants alone, and none of what shapes are made of")
+        arrays = [x if isinstance(x, np.ndarray) else None for x in inputs]
+        given = [array for array in arrays if array is not None]
+        try:
+            size = sum(array.size for array in given)
+            if proto.op_type in ("Add", "Sub", "Mul", "Div"):
+                size = prod(np.broadcast_shapes(*(array.shape for array in given)))
+            elif proto.op_type == "Gather" and len(given) == 2:
+                size = given[1].size * max(1, given[0].size)
+            self._foldable -= size
+            if self._foldable < 0:
+                raise Inexpressible(f"a constant of {size:,} numbers, more than the file has room for")
+            with np.errstate(all="ignore"):
+                evaluator = ReferenceEvaluator(_alone(proto, arrays, self.opset))
+                feeds = {f"i{i}": array for i, array in enumerate(arrays) if array is not None}
+                return [np.asarray(result) for result in evaluator.run(None, feeds)]
+        except Inexpressible:
+            raise
+        except Exception as error:  # whatever NumPy and onnx say of a malformed node
+            raise Inexpressible(f"cannot be computed: {type(error).__name__}") from None
 
     def _shape(self, proto: NodeProto, view: View) -> Array:
         batch = (self.input.batch or BATCH,) if self.input.batched else ()
@@ -378,34 +424,12 @@ def _constant(proto: NodeProto) -> Array:
     raise Inexpressible("a constant that is no array of numbers")
 
 
-def _folded(proto: NodeProto, inputs: list[Array], opset: int) -> list[Value]:
-    """The results of a node whose inputs are constants; raises Inexpressible if that is not computed."""
-    if proto.op_type not in FOLDED:
-        raise Inexpressible("computed from constants alone, and none of what shapes are made of")
-    try:
-        size = sum(array.size for array in inputs)
-        if proto.op_type in ("Add", "Sub", "Mul", "Div"):
-            size = prod(np.broadcast_shapes(*(array.shape for array in inputs)))
-        elif proto.op_type == "Gather" and len(inputs) == 2:
-            size = inputs[1].size * max(1, inputs[0].size)
-        if size > MOST_FOLDED:
-            raise Inexpressible(f"a constant of {size:,} numbers")
-        with np.errstate(all="ignore"):
-            evaluator = ReferenceEvaluator(_alone(proto, inputs, opset))
-            feeds: Mapping[str, Array] = {f"i{i}": array for i, array in enumerate(inputs)}
-            return [np.asarray(result) for result in evaluator.run(None, dict(feeds))]
-    except Inexpressible:
-        raise
-    except Exception as error:  # whatever NumPy and onnx say of a malformed node
-        raise Inexpressible(f"cannot be computed: {type(error).__name__}") from None
-
-
-def _alone(proto: NodeProto, inputs: list[Array], opset: int) -> ModelProto:
-    """One node as a model of its own."""
+def _alone(proto: NodeProto, inputs: Sequence[Array | None], opset: int) -> ModelProto:
+    """One node as a model of its own; an input that is left out stays so."""
     copy = NodeProto()
     copy.CopyFrom(proto)
-    del copy.input[:]
-    copy.input.extend(f"i{i}" for i in range(len(inputs)))
+    copy.domain = ""
+    copy.input[:] = ["" if array is None else f"i{i}" for i, array in enumerate(inputs)]
     copy.output[:] = ["o"]
     helper = onnx.helper
     graph = helper.make_graph(
@@ -414,6 +438,7 @@ def _alone(proto: NodeProto, inputs: list[Array], opset: int) -> ModelProto:
         [
             helper.make_tensor_value_info(f"i{i}", helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)
             for i, x in enumerate(inputs)
+            if x is not None
         ],
         [onnx.ValueInfoProto(name="o")],
     )

@@ -19,6 +19,7 @@ from zoo.fields import Sides
 from zoo.layers import Layer, Shape
 
 Array = np.ndarray
+MOST_CHANNELS, MOST_FEATURES = 2**20, 2**24
 MOST_STEPS = 64  # of one function: GELU takes 8; each square of a square doubles them
 Function = Callable[[Array], Array]
 
@@ -113,7 +114,7 @@ class View:
         """The tensor, if it is an image (N, C, H, W) in the graph; raises Inexpressible."""
         if not self.is_image:
             raise Inexpressible(f"{what} of something that is no image (N, C, H, W)")
-        if self.channels_last and self.shape[1:] != (1, 1):
+        if self.channels_last:
             raise Inexpressible(f"{what} of a channels-last image")
         return self.tensor
 
@@ -121,6 +122,8 @@ class View:
         """`tensor`, which is this image flattened, with its features in the graph's order."""
         if not self.channels_last or self.shape[0] == 1 or self.shape[1:] == (1, 1):
             return View(tensor)
+        if prod(self.shape) > MOST_FEATURES:
+            raise Inexpressible(f"{prod(self.shape):,} features in channels-last order")
         indices = np.arange(prod(self.shape)).reshape(self.shape)
         return View(tensor, order=indices.transpose(1, 2, 0).ravel())
 

@@ -108,7 +108,7 @@ def bench(
         print_json(found)
     elif not failed:
         next_commands(["zoo", "verify", names[0]], ["zoo", "export", names[0], "--int8"])
-    for file in files:
+    for file in files if found else ():
         runs.write_atomically(file, benching.rendered(file, found))
     if failed:
         sys.exit(failed)

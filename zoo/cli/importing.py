@@ -19,6 +19,8 @@ from zoo.cli.options import (
 )
 from zoo.errors import InvalidInput
 
+LONGEST_SIZE = 6  # digits
+
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
@@ -110,8 +112,10 @@ def _shape(text: str | None) -> tuple[int, int, int] | None:
     if text is None:
         return None
     parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdecimal() and 0 < int(part) < 10**6 for part in parts):
-        raise InvalidInput(f"{text!r} is not channels,height,width", "--input-shape", "such as 3,224,224")
+    plain = all(part.strip().isdecimal() and len(part) <= LONGEST_SIZE for part in parts)
+    if len(parts) != 3 or not plain or not all(map(int, parts)):
+        what = f"{text[:30]!r} is not channels,height,width"
+        raise InvalidInput(what, "--input-shape", "such as 3,224,224")
     channels, height, width = map(int, parts)
     return channels, height, width
 
