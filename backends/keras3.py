@@ -564,12 +564,18 @@ class _Rule(keras.optimizers.Optimizer):  # type: ignore[misc]
         if self.built:
             return
         super().build(variables)
+        # Keras' own learning rate is float32.
+        self.rate = self.add_variable((), initializer="zeros", dtype="float64", name="rate")
+        self.rate.assign(np.float64(self.recipe.learning_rate))
         self._slots = {
             slot: [self.add_variable_from_reference(v, name=slot) for v in variables] for slot in self.slots
         }
 
     def _slot(self, name: str, variable: Any) -> Any:
         return self._slots[name][self._get_variable_index(variable)]
+
+    def _rate(self, variable: Any) -> Any:
+        return ops.cast(self.rate, keras.backend.standardize_dtype(variable.dtype))
 
     @staticmethod
     def _constant(value: float, variable: Any) -> Any:
@@ -580,7 +586,7 @@ class _SGD(_Rule):
     slots = ("velocity",)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        rate = self._constant(self.recipe.learning_rate, variable)
+        rate = self._rate(variable)
         if self.recipe.momentum:
             momentum = self._constant(self.recipe.momentum, variable)
             slot = self._slot("velocity", variable)
@@ -604,7 +610,7 @@ class _Adam(_Rule):
         t = ops.cast(self.iterations, "float64") + 1
         correction1 = 1 - ops.power(ops.convert_to_tensor(np.float64(beta1)), t)
         correction2 = ops.sqrt(1 - ops.power(ops.convert_to_tensor(np.float64(beta2)), t))
-        rate = ops.convert_to_tensor(np.float64(self.recipe.learning_rate)) / correction1
+        rate = ops.convert_to_tensor(self.rate) / correction1
         dtype = keras.backend.standardize_dtype(variable.dtype)
         rate, correction2 = ops.cast(rate, dtype), ops.cast(correction2, dtype)
         epsilon = self._constant(self.recipe.epsilon, variable)
@@ -619,7 +625,7 @@ class _RMSprop(_Rule):
         s = self._slot("square", variable)
         new_s = self._constant(alpha, s) * s + self._constant(1 - alpha, s) * ops.square(gradient)
         self.assign(s, new_s)
-        rate = self._constant(self.recipe.learning_rate, variable)
+        rate = self._rate(variable)
         epsilon = self._constant(self.recipe.epsilon, variable)
         self.assign_sub(variable, rate * gradient / (ops.sqrt(new_s) + epsilon))
 
@@ -868,16 +874,21 @@ class KerasNetwork:
         on_step: OnStep,
         seed: int = 0,
         done: int = 0,
+        rates: np.ndarray | None = None,
     ) -> None:
         """One epoch of Keras' compiled training over images[order]."""
         with _precision(self.dtype):
-            self._compile(recipe)
+            rule = self._compile(recipe)
+            if rates is None:
+                rule.rate.assign(recipe.optimizer.learning_rate)
             if not done:
                 self._seed_dropout(seed)
             size = recipe.batch_size
             for step, start in enumerate(range(done * size, len(order), size), start=done + 1):
                 batch = order[start : start + size]
                 self._give_masks(seed, step, len(batch))
+                if rates is not None:
+                    rule.rate.assign(rates[step - 1])
                 x = images[batch].astype(self.dtype, copy=False)
                 sums = self._training.train_on_batch(x, labels[batch], return_dict=True)
                 on_step(step, float(sums["losses"]) / len(batch), float(sums["hits"]) / len(batch))
@@ -942,9 +953,10 @@ class KerasNetwork:
         """Always raises NotSupported: Keras computes on (N, H, W, C) here."""
         raise NotSupported("Keras computes in one memory layout")
 
-    def _compile(self, recipe: Recipe) -> None:
+    def _compile(self, recipe: Recipe) -> _Rule:
+        """Compile for a recipe unless that is done; the optimiser."""
         if self._rule is not None and self._rule.recipe == recipe.optimizer:
-            return
+            return self._rule
         rule = _RULES.get(type(recipe.optimizer))
         if rule is None:
             kind = type(recipe.optimizer).__name__
@@ -955,6 +967,7 @@ class KerasNetwork:
             if variable.path in self._pending:
                 variable.assign(self._pending[variable.path])
         self._pending = {}
+        return self._rule
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Weights, the optimiser's variables ("optimizer:<path>"), dropout's ("random:<path>")."""

@@ -448,7 +448,7 @@ class TorchNetwork:
         pools = any(isinstance(node.layer, (MaxPool2d, AvgPool2d)) for node in model.walk())
         fast = pools and dtype == "float32" and device == "cpu"
         self._use_layout(torch.channels_last if fast else torch.contiguous_format)
-        self._shares_masks = False
+        self._shares_masks = self._changes_rate = False
         self._optimizer: torch.optim.Optimizer | None = None
         self._recipe: Optimizer | None = None
         self._slots: dict[int, dict[str, Tensor]] = {}  # of a restored state, not yet taken up
@@ -528,9 +528,11 @@ class TorchNetwork:
         on_step: OnStep,
         seed: int = 0,
         done: int = 0,
+        rates: np.ndarray | None = None,
     ) -> None:
         """One epoch of autograd and torch.optim over images[order]."""
         step_rule = self._optimizer_for(recipe.optimizer)
+        self._changes_rate = rates is not None
         x_all, y_all = self._placed(images, labels)
         indices, size = torch.from_numpy(np.ascontiguousarray(order)).to(self.device), recipe.batch_size
         self.module.train()
@@ -543,6 +545,9 @@ class TorchNetwork:
                 batch = indices[start : start + size]
                 x, y = self._layout(x_all[batch].to(self.dtype)), y_all[batch]
                 self._give_masks(seed, step, len(y))
+                rate = recipe.optimizer.learning_rate if rates is None else float(rates[step - 1])
+                for group in step_rule.param_groups:
+                    group["lr"] = rate
                 loss, correct = self._step(step_rule, x, y)
                 on_step(step, loss, correct / len(y))
         self.module.eval()
@@ -737,7 +742,7 @@ class CudaTorchNetwork(TorchNetwork):
         return self._data[2], self._data[3]
 
     def _step(self, rule: torch.optim.Optimizer, x: Tensor, y: Tensor) -> tuple[float, float]:
-        if self._shares_masks:  # other ones for every step
+        if self._shares_masks or self._changes_rate:  # a graph holds masks and rate as they were
             return super()._step(rule, x, y)
         key = (id(rule), len(y))
         if key not in self._graphs:

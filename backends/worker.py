@@ -128,9 +128,9 @@ class Worker:
     def gradients(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """Loss and gradients of the first batch, and which images are in it."""
         recipe, split = self.current_recipe(), self.current_split()
-        batch = training.step_batch(recipe, fields["seed"], 1, len(split.train_labels))
+        images, batch = training.step_images(recipe, split, fields["seed"], 1)
         loss, found = self.comparable().gradients(
-            split.train_images[batch], split.train_labels[batch], training.step_seed(fields["seed"], 1)
+            images, split.train_labels[batch], training.step_seed(fields["seed"], 1)
         )
         return {"loss": loss, "batch": batch.tolist()}, found
 

@@ -103,8 +103,11 @@ def _hyperparameters(model: Model, report: dict[str, Any]) -> dict[str, Any]:
     """The recipe and the run's own choices, as numbers and words."""
     plain = recipe.to_dict(model.recipe)
     optimizer = plain.pop("optimizer")
+    others = {part: plain[part] for part in recipe.PARTS if part in plain}
     chosen = {"model": model.title, "backend": report["backend"], "data": report["data"]["name"]}
     chosen |= {"seed": report["seed"], "epochs": report["epochs"], "parameters": model.parameters}
     chosen |= {"optimizer": optimizer.pop("type"), **optimizer}
     chosen |= {key: plain[key] for key in ("batch_size", "shuffle", "drop_last")}
+    for part, described in others.items():
+        chosen |= {part: described.pop("type"), **described}
     return chosen

@@ -53,7 +53,7 @@ from zoo.layers import (
 )
 from zoo.model import Model, iter_weights
 from zoo.randomness import raw_bits, uniform
-from zoo.recipe import SGD, Adam, Recipe, RMSprop
+from zoo.recipe import SGD, Adam, RandomAffine, Recipe, RMSprop, WarmupCosine
 from zoo.weights import Weights, init_weights
 
 T = TypeVar("T")
@@ -69,6 +69,7 @@ RECIPES = (
     Recipe(SGD(0.05, momentum=0.9, nesterov=True), batch_size=7, epochs=2, shuffle=False),
     Recipe(Adam(1e-3, beta1=0.8, epsilon=1e-7), batch_size=64, epochs=3, drop_last=True),
     Recipe(RMSprop(1e-2), batch_size=128, epochs=0, split=(5, 1), digits_multiple=4),
+    Recipe(SGD(0.1), batch_size=32, epochs=2, schedule=WarmupCosine(), augmentation=RandomAffine(degrees=10)),
 )
 
 

@@ -40,7 +40,7 @@ def test_their_counts() -> None:
 
 def test_they_are_not_built_by_default() -> None:
     assert not set(zoo.names()) & set(COUNTS)
-    assert zoo.names("all") == [*zoo.names(), *zoo.names("classic")]
+    assert zoo.names("all") == [*zoo.names(), *zoo.names("classic"), *zoo.names("modern")]
 
 
 @pytest.mark.parametrize("name", COUNTS)

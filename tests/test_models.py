@@ -11,7 +11,7 @@ import pytest
 import zoo
 from zoo.errors import DataError, InvalidInput, InvalidSpec
 from zoo.layers import Conv2d, Dense, Dropout, Flatten, MaxPool2d, ReLU
-from zoo.model import Model, check_name, from_dict
+from zoo.model import Model, check_name, from_dict, iter_weights
 from zoo.recipe import SGD, Adam, Recipe, RMSprop
 
 RECIPE = Recipe(SGD(0.1), batch_size=10, epochs=1)
@@ -71,7 +71,8 @@ def test_documented_recipes() -> None:
 
 def test_counts_are_those_of_the_weights(model: Model) -> None:
     weights = zoo.init_weights(model)
-    assert model.parameters == sum(array.size for array in weights.values())
+    trained = [name for name, weight in iter_weights(model) if weight.trained]
+    assert model.parameters == sum(weights[name].size for name in trained)
 
 
 def test_macs_of_a_layer_by_hand() -> None:

@@ -21,7 +21,7 @@ from zoo import recipe as recipe_language
 from zoo.composition import Written, expand
 from zoo.errors import InvalidSpec, nearest
 from zoo.layers import LAYERS, Join, Layer, Padded, Shape, Softmax
-from zoo.recipe import OPTIMIZERS, Recipe
+from zoo.recipe import PARTS, Recipe
 
 T = TypeVar("T")
 
@@ -371,13 +371,16 @@ def _layer(written: Written, where: str, shape: Shape | None) -> Layer:
 
 def _recipe(data: Any, where: str) -> Recipe:
     data = dict(_object(data, where))
-    optimizer = dict(_object(data.pop("optimizer", None), f"{where}.optimizer"))
-    kind = optimizer.pop("type", None)
-    if not isinstance(kind, str) or kind not in OPTIMIZERS:
-        raise InvalidSpec(
-            f"unknown optimizer {_shown(kind)}", f"{where}.optimizer", nearest(str(kind)[:60], OPTIMIZERS)
-        )
-    data["optimizer"] = _construct(OPTIMIZERS[kind], optimizer, f"{where}.optimizer")
+    for name, kinds in PARTS.items():
+        if data.get(name) is None and name != "optimizer":
+            continue
+        part = dict(_object(data.get(name), f"{where}.{name}"))
+        kind = part.pop("type", None)
+        if not isinstance(kind, str) or kind not in kinds:
+            raise InvalidSpec(
+                f"unknown {name} {_shown(kind)}", f"{where}.{name}", nearest(str(kind)[:60], kinds)
+            )
+        data[name] = _construct(kinds[kind], part, f"{where}.{name}")
     return _construct(Recipe, data, where)
 
 

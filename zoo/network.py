@@ -47,6 +47,7 @@ class Network(Protocol):
         on_step: OnStep,
         seed: int = 0,
         done: int = 0,
+        rates: np.ndarray | None = None,
     ) -> None:
         """One epoch over images[order] in batches, as the recipe says.
 
@@ -54,6 +55,7 @@ class Network(Protocol):
         seed: feeds the stochastic layers of this epoch, so that an epoch is a pure function of
         the state before it and these arguments. done: so many steps were done before, by a network
         whose state after them was restored; only the others follow, as they would have there.
+        rates: the learning rate of every step of the epoch, float64; None: the optimiser's own.
         """
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -9,6 +9,7 @@ g is the gradient of the mean loss over the batch, w a weight, t counts steps fr
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -87,6 +88,73 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {o.__name__: o for o in (SGD, Adam, RMS
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """Abstract base of the learning-rate schedules."""
+
+    def factor(self, step: int, steps: int) -> float:
+        """What learning_rate is multiplied by in a step, counted from 1, of so many in all."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class WarmupCosine(Schedule):
+    """A linear warm-up, then half a cosine down to nothing (Loshchilov and Hutter, 2017, without restarts).
+
+    Of T steps the first W = round(warmup * T) warm up. In step t the learning rate is multiplied by
+    t / W                                           while t <= W, and after that by
+    (1 + cos(pi * (t - W) / (T - W + 1))) / 2
+    """
+
+    warmup: float = 0.1
+
+    def __post_init__(self) -> None:
+        value = fields.real(self.warmup, "WarmupCosine.warmup")
+        if not 0 <= value < 1:
+            raise InvalidSpec(f"{value!r} is not in 0 <= warmup < 1", "WarmupCosine.warmup")
+        object.__setattr__(self, "warmup", value)
+
+    def factor(self, step: int, steps: int) -> float:
+        warm = round(self.warmup * steps)
+        if step <= warm:
+            return step / warm
+        return (1 + math.cos(math.pi * (min(step, steps) - warm) / (steps - warm + 1))) / 2
+
+
+SCHEDULES: dict[str, type[Schedule]] = {s.__name__: s for s in (WarmupCosine,)}
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Abstract base of the augmentations; zoo.augmentation applies them."""
+
+
+@dataclass(frozen=True)
+class RandomAffine(Augmentation):
+    """Every epoch every image is rotated, scaled, sheared and shifted anew, about its centre.
+
+    Each number is the most, either way, of a uniform draw: degrees of rotation, shear in degrees along the
+    x axis, translate in pixels along each axis; an image is scaled by a factor from 1 / (1 + scale) to
+    1 + scale, uniform in its logarithm. What comes from outside the image is 0.
+    """
+
+    degrees: float = 0.0
+    translate: float = 0.0
+    scale: float = 0.0
+    shear: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, below in (("degrees", 360.0), ("translate", 1000.0), ("scale", 10.0), ("shear", 89.0)):
+            where = f"RandomAffine.{name}"
+            value = fields.real(getattr(self, name), where)
+            if not 0 <= value <= below:
+                raise InvalidSpec(f"{value!r} is not in 0 <= {name} <= {below:g}", where)
+            object.__setattr__(self, name, value)
+
+
+AUGMENTATIONS: dict[str, type[Augmentation]] = {a.__name__: a for a in (RandomAffine,)}
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One training run.
 
@@ -98,6 +166,8 @@ class Recipe:
         proportion. None: all training images train, nothing validates.
     digits_multiple: on the embedded `digits`, forty times smaller than MNIST, train this many
         times as many epochs.
+    schedule: how the learning rate changes from step to step; None: it doesn't.
+    augmentation: how the training images change from epoch to epoch; None: they don't.
     """
 
     optimizer: Optimizer
@@ -108,6 +178,8 @@ class Recipe:
     split: tuple[int, int] | None = None
     loss: str = "cross_entropy"
     digits_multiple: int = 1
+    schedule: Schedule | None = None
+    augmentation: Augmentation | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.optimizer, Optimizer):
@@ -119,6 +191,10 @@ class Recipe:
         fields.count(self.digits_multiple, "recipe.digits_multiple")
         if self.loss != "cross_entropy":
             raise InvalidSpec(f"unknown loss {self.loss!r}", "recipe.loss", "known: cross_entropy")
+        if self.schedule is not None and type(self.schedule) not in SCHEDULES.values():
+            raise InvalidSpec(f"{self.schedule!r} is not a schedule", "recipe.schedule")
+        if self.augmentation is not None and type(self.augmentation) not in AUGMENTATIONS.values():
+            raise InvalidSpec(f"{self.augmentation!r} is not an augmentation", "recipe.augmentation")
         if self.split is not None:
             if not isinstance(self.split, (tuple, list)) or len(self.split) != 2:
                 raise InvalidSpec(f"{self.split!r} is not (training, validation)", "recipe.split")
@@ -137,9 +213,24 @@ class Recipe:
         """Optimiser steps in one epoch over `images` training images."""
         return images // self.batch_size if self.drop_last else -(-images // self.batch_size)
 
+    def learning_rate(self, step: int, steps: int) -> float:
+        """The learning rate of a step, counted from 1 over all epochs, of a training of so many steps."""
+        rate = self.optimizer.learning_rate
+        return rate * self.schedule.factor(step, steps) if self.schedule else rate
+
+
+PARTS = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "augmentation": AUGMENTATIONS}
+"""The fields of a recipe that are objects with a type, and the types by name."""
+
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON data, every number included."""
-    optimizer = {"type": type(recipe.optimizer).__name__, **dataclasses.asdict(recipe.optimizer)}
+    """The recipe as JSON data, every number included; without the parts that it hasn't got."""
+    parts = {name: getattr(recipe, name) for name in PARTS}
+    plain = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in PARTS}
+    described = {
+        name: {"type": type(part).__name__, **dataclasses.asdict(part)}
+        for name, part in parts.items()
+        if part
+    }
     split = None if recipe.split is None else list(recipe.split)
-    return {**dataclasses.asdict(recipe), "optimizer": optimizer, "split": split}
+    return {"optimizer": described.pop("optimizer"), **plain, "split": split, **described}

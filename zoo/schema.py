@@ -11,7 +11,7 @@ from typing import Any
 
 from zoo.layers import LAYERS
 from zoo.model import MOST_LAYERS, SPEC_VERSION
-from zoo.recipe import OPTIMIZERS, Recipe
+from zoo.recipe import PARTS, Recipe
 
 _ANY_INTEGER = {"type": "integer", "minimum": 1}
 _CHAIN: dict[str, Any] = {"type": "array", "items": {"$ref": "#/$defs/layer"}}
@@ -49,7 +49,7 @@ def schema() -> dict[str, Any]:
     definitions = {
         "layer": {"anyOf": [*layers, {"$ref": "#/$defs/use"}]},
         **{name: _object_of(kind, name) for name, kind in LAYERS.items()},
-        **{name: _object_of(kind, name) for name, kind in OPTIMIZERS.items()},
+        **{name: _object_of(kind, name) for kinds in PARTS.values() for name, kind in kinds.items()},
         "recipe": _object_of(Recipe, ""),
         "use": {
             "type": "object",
@@ -59,9 +59,10 @@ def schema() -> dict[str, Any]:
             "additionalProperties": False,
         },
     }
-    definitions["recipe"]["properties"]["optimizer"] = {
-        "anyOf": [{"$ref": f"#/$defs/{name}"} for name in OPTIMIZERS]
-    }
+    for part, kinds in PARTS.items():
+        choices: list[dict[str, str]] = [{"$ref": f"#/$defs/{name}"} for name in kinds]
+        needless = [] if part == "optimizer" else [{"type": "null"}]
+        definitions["recipe"]["properties"][part] = {"anyOf": [*needless, *choices]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A CNN zoo spec",

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.augmentation import augment
 from zoo.checkpoints import BEST, Checkpoint
 from zoo.data import Split
 from zoo.errors import DataError, Diverged, Interrupted, InvalidInput
@@ -112,19 +113,43 @@ def interval(accuracy: float, images: int, confidence: float = 0.95) -> tuple[fl
     return (centre - half) / (1 + z**2 / images), (centre + half) / (1 + z**2 / images)
 
 
+def learning_rates(recipe: Recipe, epoch: int, epochs: int, images: int) -> np.ndarray | None:
+    """The learning rate of every step of an epoch (from 1) of so many, float64; None where it is constant."""
+    if recipe.schedule is None:
+        return None
+    each = recipe.steps(images)
+    return np.array([recipe.learning_rate((epoch - 1) * each + i + 1, epochs * each) for i in range(each)])
+
+
+def step_images(recipe: Recipe, data: Split, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """The images of one step, counted from 1 over all epochs, as it sees them, and their indices."""
+    count = len(data.train_labels)
+    batch = step_batch(recipe, seed, step, count)
+    epoch = (step - 1) // recipe.steps(count) + 1
+    return augment(recipe.augmentation, data.train_images[batch], seed, epoch, batch), batch
+
+
 def train_step(
     network: Network, recipe: Recipe, data: Split, *, seed: int, step: int
 ) -> tuple[float, np.ndarray]:
-    """Train for one step: its loss, and the indices of its images. Steps count over all epochs."""
+    """Train for one step of the recipe's epochs: its loss, and the indices of its images.
+
+    Steps count over all epochs.
+    """
     losses: list[float] = []
-    batch = step_batch(recipe, seed, step, len(data.train_labels))
+    images, batch = step_images(recipe, data, seed, step)
+    rates = None
+    if recipe.schedule:
+        steps = recipe.steps(len(data.train_labels)) * recipe.epochs
+        rates = np.array([recipe.learning_rate(step, steps)])
     network.train_epoch(
-        data.train_images,
-        data.train_labels,
-        batch,
+        images,
+        data.train_labels[batch],
+        np.arange(len(batch)),
         recipe,
         lambda _, loss, __: losses.append(loss),
         step_seed(seed, step),
+        rates=rates,
     )
     return losses[0], batch
 
@@ -258,8 +283,14 @@ class _Training:
 
     def _train_epoch(self) -> None:
         """The steps of the epoch that are not done yet."""
-        images, labels = self.data.train_images, self.data.train_labels
+        labels = self.data.train_labels
+        images = augment(self.recipe.augmentation, self.data.train_images, self.seed, self.epoch)
         total = self.recipe.steps(len(labels)) * self.epochs
+
+        rates = learning_rates(self.recipe, self.epoch, self.epochs, len(labels))
+
+        def rate(step: int) -> float:
+            return self.recipe.optimizer.learning_rate if rates is None else float(rates[step - 1])
 
         def on_step(step: int, loss: float, batch_accuracy: float) -> None:
             if not math.isfinite(loss):
@@ -267,7 +298,7 @@ class _Training:
                 raise Diverged(
                     f"the loss is {loss} (last finite one {last})",
                     f"epoch {self.epoch}, step {step}",
-                    f"lower the learning rate, now {self.recipe.optimizer.learning_rate:g}",
+                    f"lower the learning rate, now {rate(step):g}",
                 )
             self.history.append((self.epoch, step, loss, batch_accuracy))
             self.done = step
@@ -278,7 +309,7 @@ class _Training:
 
         order = batch_order(self.recipe, self.seed, self.epoch, len(labels))
         seed = epoch_seed(self.seed, self.epoch)
-        self.network.train_epoch(images, labels, order, self.recipe, on_step, seed, self.done)
+        self.network.train_epoch(images, labels, order, self.recipe, on_step, seed, self.done, rates)
 
     def _end_epoch(self) -> None:
         """Validate, and add the epoch's row; raises Diverged if the test loss is not finite."""

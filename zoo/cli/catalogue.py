@@ -212,6 +212,8 @@ def _print_tables(spec: Model) -> None:
         f"{count(recipe.epochs, 'epoch')}, {'shuffled' if recipe.shuffle else 'not shuffled'}"
         f"{', last partial batch dropped' if recipe.drop_last else ''}"
         f"{', split {} / {}'.format(*recipe.split) if recipe.split else ''}"
+        f"{', ' + fields_of(recipe.schedule) if recipe.schedule else ''}"
+        f"{', ' + fields_of(recipe.augmentation) if recipe.augmentation else ''}"
         f"; {recipe.digits_multiple} times the epochs on digits"
     )
     for note in spec.notes:

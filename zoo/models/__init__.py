@@ -1,5 +1,5 @@
 """One file per CNN or family. Importing this package registers them all: first the five of the source
-texts, in their order, then the classics by year."""
+texts, in their order, then the classics by year, then the zoo's own."""
 
 from zoo.models import convnet as convnet
 from zoo.models import convnet_small as convnet_small
@@ -14,3 +14,4 @@ from zoo.models import resnet as resnet
 from zoo.models import squeezenet as squeezenet
 from zoo.models import densenet as densenet
 from zoo.models import mobilenet as mobilenet
+from zoo.models import modern as modern

@@ -11,7 +11,9 @@ from zoo.layers import BatchNorm, Conv2d, Layer, Normalize, ReLU
 
 GROUP = "classic"
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's red, green and blue
-NO_DECAY = "Its paper trains with weight decay and a falling rate, which a recipe does not express."
+NO_DECAY = (
+    "Its paper trains with weight decay and a rate that falls in steps, which a recipe does not express."
+)
 
 
 def imagenet_pixels(channels: int) -> Normalize:
