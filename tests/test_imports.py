@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from drawing import draw, grey
 
+from zoo import cli
+
 ROOT = Path(__file__).parents[1]
 HEAVY = {
     "torch",
@@ -104,6 +106,48 @@ def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
     modules = loaded(command(*arguments))
     assert not modules & HEAVY
     assert not modules & ({"backends"} if "--code" in arguments else {"backends", "export"})
+
+
+@pytest.mark.parametrize("name", cli.cli.commands)
+def test_the_help_of_every_command_is_light(name: str) -> None:
+    assert not loaded(command(name, "--help")) & (HEAVY | {"backends", "export"})
+
+
+# What a command may load, of what is heavy. Those that ask a framework have one in a worker's process; for
+# them test_export_knows_no_framework speaks.
+RUNS: dict[str, tuple[tuple[str, ...], set[str]]] = {
+    "list": ((), set()),
+    "show": (("cnn-tiny",), set()),
+    "predict": (("lenet-dropout", "three.png"), {"numpy", "onnxruntime"}),
+    "plot": (
+        ("lenet-dropout", "kernels", "-o", "kernels.png"),
+        {"numpy", "onnx", "onnxruntime", "safetensors"},
+    ),
+    "doctor": ((str(ROOT / "zoo" / "pretrained" / "lenet-dropout.onnx"),), {"numpy", "onnxruntime"}),
+    "spec": (("show", "lenet-dropout"), set()),
+    "filter": (
+        ("three.png", "--kernel", "sharpen", "-o", "sharp.png"),
+        {"numpy", "onnx", "onnxruntime", "safetensors"},
+    ),
+    "data": (("digits",), {"numpy", "requests"}),
+    "env": ((), {"numpy"}),
+    "completion": (("bash",), set()),
+}
+WITH_WORKERS = {"build", "verify", "selftest", "parity", "export", "bench", "report", "import"}
+
+
+def test_every_command_is_among_them() -> None:
+    assert {*RUNS, *WITH_WORKERS} == set(cli.cli.commands)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_command_loads_what_it_needs(name: str, tmp_path: Path) -> None:
+    grey(1 - draw(3)).save(tmp_path / "three.png")
+    arguments, allowed = RUNS[name]
+    code = command(name, *arguments)
+    if name == "env":  # which lists the backends of others
+        code = code.replace("importlib.metadata.entry_points = scanned", "")
+    assert not (loaded(code, tmp_path) & HEAVY) - allowed
 
 
 def test_importing_the_zoo_imports_no_numpy() -> None:
