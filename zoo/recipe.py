@@ -219,7 +219,11 @@ class Recipe:
         return rate * self.schedule.factor(step, steps) if self.schedule else rate
 
 
-PARTS = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "augmentation": AUGMENTATIONS}
+PARTS: dict[str, dict[str, type[Any]]] = {
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "augmentation": AUGMENTATIONS,
+}
 """The fields of a recipe that are objects with a type, and the types by name."""
 
 
