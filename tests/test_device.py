@@ -13,7 +13,7 @@ import zoo
 from zoo import data, training
 from zoo.errors import MachineError, NotSupported
 from zoo.network import Backend
-from zoo.recipe import SGD, Adam, Optimizer, Recipe, RMSprop
+from zoo.recipe import SGD, Adam, Optimizer, Recipe, RMSprop, WarmupCosine
 
 STEPS = 20
 BATCH = 64
@@ -56,6 +56,7 @@ def losses(
             recipe,
             lambda step, loss, _: found.append(loss),
             epoch,
+            rates=training.learning_rates(recipe, epoch, epochs, count),
         )
     return found, network.weights()
 
@@ -81,6 +82,14 @@ def test_a_graph_of_a_step_gives_what_the_cpu_gives(
         np.testing.assert_allclose(there, here, rtol=1e-10)
         for key, array in weights.items():
             np.testing.assert_allclose(others[key], array, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("rule", OPTIMIZERS, ids=repr)
+def test_a_rate_that_changes(cuda: Backend, rule: Optimizer, split: data.Split) -> None:
+    recipe = Recipe(rule, BATCH, 1, schedule=WarmupCosine(0.2))
+    here, _ = losses(cuda, "cpu", recipe, split, "cnn-padded", "float64", epochs=2)
+    there, _ = losses(cuda, "cuda", recipe, split, "cnn-padded", "float64", epochs=2)
+    np.testing.assert_allclose(there, here, rtol=1e-9)
 
 
 def test_the_first_steps_in_float32(cuda: Backend, split: data.Split) -> None:
