@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.errors import BackendUnavailable, InvalidInput, MachineError, ZooError, nearest
+from zoo.errors import BackendUnavailable, InvalidInput, MachineError, NotSupported, ZooError, nearest
 
 if TYPE_CHECKING:
     from zoo.network import Backend, Original
@@ -36,6 +36,7 @@ __all__ = [
     "original",
     "require",
     "require_device",
+    "require_precision",
     "training_names",
     "trains",
 ]
@@ -50,6 +51,7 @@ class _Entry:
     distributions: tuple[str, ...]  # whose versions a run depends on
     trains: bool = True
     devices: tuple[str, ...] = ("cpu",)  # where it can train
+    precisions: tuple[str, ...] = ("float32",)  # in which a step of training can compute
     originals: str = ""  # the module that gives the framework's own models, `original(name, file, seed)`
 
 
@@ -62,6 +64,7 @@ _ENTRIES = {
         "torch",
         ("torch", "onnxscript"),
         devices=("cpu", "cuda"),
+        precisions=("float32", "bf16"),
         originals="backends.torchvision_models",
     ),
     "keras": _Entry(
@@ -163,6 +166,19 @@ def require_device(name: str, device: str) -> None:
             f"the device {device!r} is not available for the backend {name!r}",
             "--device",
             f"it trains on {' or '.join(devices)}",
+        )
+
+
+def require_precision(name: str, precision: str) -> None:
+    """Raise NotSupported if a backend does not train in a precision, "float32" or "bf16"."""
+    entry, engine = _resolve(name)
+    precisions = entry.precisions if engine is None else ("float32",)
+    if precision not in precisions:
+        able = [other for other, each in _ENTRIES.items() if precision in each.precisions]
+        raise NotSupported(
+            f"the backend {name!r} does not train in {precision}",
+            "--precision",
+            f"use --backend {' or '.join(able)}" if able else f"use {' or '.join(precisions)}",
         )
 
 
