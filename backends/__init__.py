@@ -33,6 +33,7 @@ __all__ = [
     "is_slow",
     "load",
     "names",
+    "names_with",
     "original",
     "require",
     "require_device",
@@ -169,12 +170,17 @@ def require_device(name: str, device: str) -> None:
         )
 
 
+def names_with(precision: str) -> list[str]:
+    """The backends, installed or not, that train in a precision."""
+    return [name for name, entry in _ENTRIES.items() if entry.trains and precision in entry.precisions]
+
+
 def require_precision(name: str, precision: str) -> None:
     """Raise NotSupported if a backend does not train in a precision, "float32" or "bf16"."""
     entry, engine = _resolve(name)
     precisions = entry.precisions if engine is None else ("float32",)
     if precision not in precisions:
-        able = [other for other, each in _ENTRIES.items() if precision in each.precisions]
+        able = names_with(precision)
         raise NotSupported(
             f"the backend {name!r} does not train in {precision}",
             "--precision",
