@@ -185,6 +185,23 @@ def test_it_goes_on_bit_for_bit(mixed: Backend, digits: data.Dataset) -> None:
             np.testing.assert_array_equal(again.weights[name], array, err_msg=name)
 
 
+def test_a_graph_of_a_step_on_cuda(mixed: Backend, digits: data.Dataset) -> None:
+    """Two epochs give the same bits twice, and losses near the CPU's."""
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    model = zoo.get("cnn-padded")
+    split = data.split(digits, 0, limit=400).as_float()
+
+    def losses(device: str) -> list[float]:
+        made = network(mixed, model, zoo.init_weights(model), device=device, precision="bf16")
+        return [row[2] for row in training.train(made, model.recipe, split, seed=3, epochs=2).history]
+
+    found = losses("cuda")
+    assert losses("cuda") == found
+    np.testing.assert_allclose(found, losses("cpu"), rtol=0.01)
+
+
 def test_what_does_not_train_in_it(mixed: Backend) -> None:
     model = zoo.get(TINY)
     weights = zoo.init_weights(model)
