@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.errors import BackendUnavailable, InvalidInput, MachineError, ZooError, nearest
+from zoo.errors import BackendUnavailable, InvalidInput, MachineError, NotSupported, ZooError, nearest
 
 if TYPE_CHECKING:
     from zoo.network import Backend, Original
@@ -33,9 +33,11 @@ __all__ = [
     "is_slow",
     "load",
     "names",
+    "names_with",
     "original",
     "require",
     "require_device",
+    "require_precision",
     "training_names",
     "trains",
 ]
@@ -50,6 +52,7 @@ class _Entry:
     distributions: tuple[str, ...]  # whose versions a run depends on
     trains: bool = True
     devices: tuple[str, ...] = ("cpu",)  # where it can train
+    precisions: tuple[str, ...] = ("float32",)  # in which a step of training can compute
     originals: str = ""  # the module that gives the framework's own models, `original(name, file, seed)`
 
 
@@ -62,6 +65,7 @@ _ENTRIES = {
         "torch",
         ("torch", "onnxscript"),
         devices=("cpu", "cuda"),
+        precisions=("float32", "bf16"),
         originals="backends.torchvision_models",
     ),
     "keras": _Entry(
@@ -163,6 +167,24 @@ def require_device(name: str, device: str) -> None:
             f"the device {device!r} is not available for the backend {name!r}",
             "--device",
             f"it trains on {' or '.join(devices)}",
+        )
+
+
+def names_with(precision: str) -> list[str]:
+    """The backends, installed or not, that train in a precision."""
+    return [name for name, entry in _ENTRIES.items() if entry.trains and precision in entry.precisions]
+
+
+def require_precision(name: str, precision: str) -> None:
+    """Raise NotSupported if a backend does not train in a precision, "float32" or "bf16"."""
+    entry, engine = _resolve(name)
+    precisions = entry.precisions if engine is None else ("float32",)
+    if precision not in precisions:
+        able = names_with(precision)
+        raise NotSupported(
+            f"the backend {name!r} does not train in {precision}",
+            "--precision",
+            f"use --backend {' or '.join(able)}" if able else f"use {' or '.join(precisions)}",
         )
 
 

@@ -28,6 +28,8 @@ from zoo import data, errors, machine
 from zoo.checkpoints import Checkpoint
 from zoo.errors import InvalidInput, MachineError, NotSupported, WorkerDied, ZooError
 from zoo.model import Model
+from zoo.precision import FLOAT32
+from zoo.timing import Interval
 from zoo.training import Progress, Trained
 from zoo.weights import isolate
 
@@ -199,9 +201,22 @@ class Worker:
             layers[int(number)][1][weight] = array
         return RemoteOriginal(self, layers, fields["versions"])
 
-    def build(self, model: Model, weights: Mapping[str, np.ndarray], dtype: str = "float32") -> RemoteNetwork:
-        """The network of a model in the worker; it replaces the one before it."""
-        self.ask("build", weights, model=model.to_dict(), dtype=dtype)
+    def build(
+        self,
+        model: Model,
+        weights: Mapping[str, np.ndarray],
+        dtype: str = "float32",
+        precision: str = FLOAT32,
+    ) -> RemoteNetwork:
+        """The network of a model in the worker; it replaces the one before it.
+
+        precision: of a step of training. Raises NotSupported if the backend does not train in it.
+        """
+        backends.require_precision(self.backend, precision)
+        mixed: dict[str, Any] = (
+            {} if precision == FLOAT32 else {"precision": precision}
+        )  # only some backends know others
+        self.ask("build", weights, model=model.to_dict(), dtype=dtype, **mixed)
         return RemoteNetwork(self, model, weights, dtype)
 
 
@@ -338,9 +353,22 @@ class RemoteNetwork:
         except NotSupported as reason:
             return reason
 
-    def gradients(self, seed: int) -> tuple[Step, dict[str, np.ndarray]]:
-        """The first batch of a training with this seed, and the gradients there, by weight."""
-        fields, tensors = self.worker.ask("gradients", seed=seed)
+    def time_step(self, precision: str, seed: int) -> Interval:
+        """How many times as fast a step in a precision is as one in float32, on the data that were sent.
+
+        Measured in the worker in a second or two, on other networks than this one, which stays as it is.
+        """
+        fields, _ = self.worker.ask(
+            "time_step", self.initial, model=self.model.to_dict(), precision=precision, seed=seed
+        )
+        return Interval(*fields["speed"])
+
+    def gradients(self, seed: int, rounded: bool = False) -> tuple[Step, dict[str, np.ndarray]]:
+        """The first batch of a training with this seed, and the gradients there, by weight.
+
+        rounded: of the images as bfloat16 holds them.
+        """
+        fields, tensors = self.worker.ask("gradients", seed=seed, rounded=rounded)
         return Step(**fields), tensors
 
     def train_step(self, *, seed: int, step: int) -> tuple[Step, dict[str, np.ndarray]]:

@@ -59,6 +59,7 @@ from zoo.layers import (
 from zoo.machine import version
 from zoo.model import IMAGE, Model, iter_weights
 from zoo.network import OnStep
+from zoo.precision import BF16, FLOAT32
 from zoo.randomness import dropout_mask
 from zoo.recipe import SGD, Adam, Optimizer, Recipe, RMSprop
 from zoo.weights import check
@@ -270,8 +271,13 @@ class _Masked(nn.Module):
         return x * (self._draw(x) if self.mask is None else self.mask)
 
     def _draw(self, x: Tensor) -> Tensor:
-        """0 with the probability p, otherwise 1 / (1 - p); for every value of x (N, ...)."""
-        return torch.rand_like(x, requires_grad=False).ge_(self.p).div_(1 - self.p)
+        """0 with the probability p, otherwise 1 / (1 - p); for every value of x (N, ...).
+
+        float32 for bfloat16, whose 8 bits hold neither a probability nor most factors well enough: the masks
+        are those of a training in float32.
+        """
+        dtype = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
+        return torch.rand_like(x, dtype=dtype, requires_grad=False).ge_(self.p).div_(1 - self.p)
 
 
 class _Dropout(_Masked, nn.Dropout): ...
@@ -431,12 +437,21 @@ def rmsprop(recipe: RMSprop, parameters: list[nn.Parameter]) -> torch.optim.Opti
 
 
 class TorchNetwork:
-    """A model in PyTorch, on the CPU or a CUDA device; a zoo.network.Network."""
+    """A model in PyTorch, on the CPU or a CUDA device; a zoo.network.Network.
+
+    In the precision "bf16" the layers of a step of training compute in bfloat16, forward and backward.
+    """
 
     def __init__(
-        self, model: Model, weights: Mapping[str, np.ndarray], dtype: str, device: str = "cpu"
+        self,
+        model: Model,
+        weights: Mapping[str, np.ndarray],
+        dtype: str,
+        device: str = "cpu",
+        precision: str = FLOAT32,
     ) -> None:
         self.model = model
+        self._mixed = precision == BF16
         self.dtype = DTYPES[dtype]
         self.device = torch.device(device)
         with torch.random.fork_rng(devices=[]):  # torch draws initial values; nobody's seed moves
@@ -563,11 +578,22 @@ class TorchNetwork:
         return loss.item(), correct.item()
 
     def _update(self, rule: torch.optim.Optimizer, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        output = self._training(x)
+        output = self._outputs(x)
         loss = functional.cross_entropy(output, y)
         loss.backward()
         rule.step()
         return loss.detach(), (output.detach().argmax(dim=1) == y).sum()
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        """(N, *model.output_shape) of a step of training, in the network's dtype, which the loss is in, too.
+
+        Every weight is used once in a step, so a cache of its bfloat16 would save nothing, and could outlive
+        the optimiser's change of the weight, or hold an address in a CUDA graph.
+        """
+        if not self._mixed:
+            return self._training(x)
+        with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):
+            return self._training(x).to(self.dtype)
 
     def _set_random(self, state: Tensor) -> None:
         """Give torch's generator, that of the device, a state."""
@@ -589,7 +615,7 @@ class TorchNetwork:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             y = torch.from_numpy(labels).to(self.device)
-            loss = functional.cross_entropy(self.module(self._tensor(images)), y)
+            loss = functional.cross_entropy(self._outputs(self._tensor(images)), y)
             found = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
         self.module.eval()
         names = (name for name, weight in iter_weights(self.model) if weight.trained)
@@ -701,20 +727,24 @@ class CudaTorchNetwork(TorchNetwork):
     Products are float32 (no TF32), cuDNN's algorithms deterministic: it is held to the same limits as a CPU.
     """
 
-    def __init__(self, model: Model, weights: Mapping[str, np.ndarray], dtype: str) -> None:
+    def __init__(
+        self, model: Model, weights: Mapping[str, np.ndarray], dtype: str, precision: str = FLOAT32
+    ) -> None:
         if not torch.cuda.is_available():
             raise MachineError(
                 "the device 'cuda' is not available: torch finds none",
                 "--device",
                 "use cpu, or install a torch for CUDA",
             )
+        if precision == BF16 and not torch.cuda.is_bf16_supported():
+            raise MachineError("this CUDA device has no bfloat16", "--precision", "leave --precision out")
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
         self._graphs: dict[tuple[int, int], _Graph] = {}
         self._data: tuple[np.ndarray, np.ndarray, Tensor, Tensor] | None = None
-        super().__init__(model, weights, dtype, "cuda")
+        super().__init__(model, weights, dtype, "cuda", precision)
 
     def _use_layout(self, layout: torch.memory_format) -> None:
         super()._use_layout(layout)
@@ -827,20 +857,31 @@ class TorchBackend:
         self._network = CompiledTorchNetwork if engine else TorchNetwork
 
     def build(
-        self, model: Model, weights: Mapping[str, np.ndarray], dtype: str = "float32", device: str = "cpu"
+        self,
+        model: Model,
+        weights: Mapping[str, np.ndarray],
+        dtype: str = "float32",
+        device: str = "cpu",
+        precision: str = FLOAT32,
     ) -> TorchNetwork:
         """The network of a model.
 
-        device: "cpu", or "cuda" for the current CUDA device. Raises UnsupportedLayer if a layer has no rule
-        here, NotSupported without a compiler where one is needed, MachineError without the device.
+        device: "cpu", or "cuda" for the current CUDA device. precision: of a step of training, "float32" or
+        "bf16". Raises UnsupportedLayer if a layer has no rule here, NotSupported without a compiler where one
+        is needed and for a precision that is not of such networks, MachineError without the device.
         """
         if dtype not in DTYPES:
             raise InvalidInput(f"dtype {dtype!r} is neither float32 nor float64")
-        if device == "cpu":
+        if precision != FLOAT32 and (self.name != "torch" or dtype != "float32"):
+            kind = f"the backend {self.name!r}" if self.name != "torch" else f"a {dtype} network"
+            raise NotSupported(f"{kind} does not train in {precision}", "--precision")
+        if device == "cpu" and precision == FLOAT32:
             return self._network(model, weights, dtype)
+        if device == "cpu":
+            return TorchNetwork(model, weights, dtype, precision=precision)
         if self.name != "torch":
             raise NotSupported(f"the backend {self.name!r} runs on the CPU only", "--device")
-        return CudaTorchNetwork(model, weights, dtype)
+        return CudaTorchNetwork(model, weights, dtype, precision)
 
     def versions(self) -> dict[str, str]:
         """The versions of torch and of what its exporter uses."""

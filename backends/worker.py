@@ -17,10 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import backends
 from backends import messages
 from backends.messages import Arrays
-from zoo import data, model, timing, training
+from zoo import data, model, precision, timing, training
 from zoo.checkpoints import Checkpoint
 from zoo.errors import MachineError, NotSupported, ZooError
 from zoo.network import CallableNetwork, ComparableNetwork, Network, Original
@@ -82,9 +84,27 @@ class Worker:
     def build(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """Make the network of a model and its weights the current one."""
         spec = model.from_dict(fields["model"])
-        self.network = self.backend.build(spec, arrays, fields["dtype"], **self.elsewhere)
+        mixed = {"precision": fields["precision"]} if "precision" in fields else {}
+        self.network = self.backend.build(spec, arrays, fields["dtype"], **self.elsewhere, **mixed)
         self.recipe = spec.recipe
         return {}, {}
+
+    def time_step(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """How many times as fast a step in a precision is as one in float32, with its interval.
+
+        Steps are of networks built for this request only, on the first batch of a training with this seed.
+        """
+        spec, split = model.from_dict(fields["model"]), self.current_split()
+        images, batch = training.step_images(spec.recipe, split, fields["seed"], 1)
+        labels, order = split.train_labels[batch], np.arange(len(batch))
+
+        def step(mixed: dict[str, str]) -> Callable[[], None]:
+            network = self.backend.build(spec, arrays, "float32", **self.elsewhere, **mixed)
+            return lambda: network.train_epoch(images, labels, order, spec.recipe, lambda *_: None)
+
+        wish = fields["precision"]
+        steps = {precision.FLOAT32: step({}), wish: step({"precision": wish})}
+        return {"speed": list(precision.speed(steps, wish))}, {}
 
     def data(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """Take the images of the next trainings."""
@@ -126,9 +146,14 @@ class Worker:
         return {name: getattr(trained, name) for name in names}, tensors
 
     def gradients(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
-        """Loss and gradients of the first batch, and which images are in it."""
+        """Loss and gradients of the first batch, and which images are in it.
+
+        rounded: the images are what bfloat16 holds of them.
+        """
         recipe, split = self.current_recipe(), self.current_split()
         images, batch = training.step_images(recipe, split, fields["seed"], 1)
+        if fields.get("rounded"):
+            images = precision.rounded(images)
         loss, found = self.comparable().gradients(
             images, split.train_labels[batch], training.step_seed(fields["seed"], 1)
         )
@@ -205,16 +230,12 @@ class Worker:
 
     def export_original(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """The bytes of the framework's ONNX export of its own model."""
-        import numpy as np
-
         if self.original is None:
             raise RuntimeError("no model was adopted yet")
         return {}, {"onnx": np.frombuffer(self.original.export(), dtype=np.uint8)}
 
     def export_native(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """The bytes of the framework's own ONNX export of the current network."""
-        import numpy as np
-
         with tempfile.TemporaryDirectory(prefix="zoo-export-") as folder:
             path = Path(folder) / "native.onnx"
             self.current().export_native(path)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zoo.model import Model
+from zoo.precision import FLOAT32
 
 IMPORTED = "import"  # the folder of what was brought in, where a backend's name would stand
 CURVES, KERNELS, CONFUSION, MISTAKES = "curves.png", "kernels.png", "confusion.png", "mistakes.png"
@@ -27,6 +28,8 @@ def model_card(model: Model, report: dict[str, Any], pictures: Sequence[str]) ->
     origin = report.get("pretrained")
     trained = origin["data"] if origin else data
     how = f"pretrained, on {report['backend']}" if origin else f"trained by {report['backend']}"
+    precision = report.get("precision", {}).get("name", FLOAT32)
+    mixed = "" if precision == FLOAT32 else f", steps in {precision}, weights in float32"
     lines = [
         f"# {_safe(model.title)}, {how}",
         "",
@@ -34,7 +37,7 @@ def model_card(model: Model, report: dict[str, Any], pictures: Sequence[str]) ->
         f"after {_safe(model.document) or 'no document'}.",
         "",
         f"Trained on {_safe(trained['name'])} ({trained['train']:,} images, {report['epochs']} epochs, "
-        f"seed {report['seed']}); tested on {data['test']:,} images of {_safe(data['name'])}.",
+        f"seed {report['seed']}{mixed}); tested on {data['test']:,} images of {_safe(data['name'])}.",
         "",
         "| | accuracy | loss |",
         "|---|---|---|",

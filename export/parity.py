@@ -27,14 +27,16 @@ import backends
 from backends.client import RemoteNetwork, Step, Worker
 from export import equivalence
 from export.equivalence import Equivalence
-from zoo import data, machine, weights
+from zoo import data, machine, precision, weights
 from zoo.errors import CheckFailed, Diverged, InvalidInput, NotSupported
 from zoo.layers import Dropout
 from zoo.model import Model
+from zoo.precision import FLOAT32
 from zoo.training import Progress
 
 Bar = Callable[[str], AbstractContextManager[Progress]]
 
+STEPS = 200
 QUANTITIES = ("batch", "gradients", "loss", "weights")  # of one step, in this order
 ROUNDING = 32 * 2.0**-24  # of float32, relative; beyond it is more than the rounding of one step
 
@@ -262,6 +264,22 @@ class Accuracy(NamedTuple):
         }
 
 
+def not_equivalent(accuracies: Sequence[Accuracy]) -> list[str]:
+    """A sentence for each comparison that does not show equivalence."""
+    return [
+        f"test accuracy, {accuracy.masks} masks: {accuracy.verdict.verdict}"
+        for accuracy in accuracies
+        if accuracy.verdict.verdict != "equivalent"
+    ]
+
+
+class Side(NamedTuple):
+    """Who trains: a worker, and the precision of its steps."""
+
+    worker: Worker
+    precision: str = FLOAT32
+
+
 @dataclass
 class Parity:
     """What `zoo parity` found for one model. floor: float32 of one backend against itself."""
@@ -288,10 +306,7 @@ class Parity:
         for course in (self.float64, self.float32):
             if course.failure:
                 found.append(f"{course.dtype}: {course.failure.sentence}")
-        for accuracy in self.accuracies:
-            if accuracy.verdict.verdict != "equivalent":
-                found.append(f"test accuracy, {accuracy.masks} masks: {accuracy.verdict.verdict}")
-        return found
+        return found + not_equivalent(self.accuracies)
 
     def to_dict(self) -> dict[str, Any]:
         """All figures as JSON data."""
@@ -314,12 +329,14 @@ class Parity:
 class Options:
     """What to compare.
 
-    steps: of training, at the recipe's batch size. data, data_dir: see zoo.data.load. limit: train on
-    the first so many images. accuracy: also train in full, epochs (None: the recipe's) for each of so
-    many seeds (None: as many as have a power of 0.9 at EXPECTED_DEVIATION) from `seed` on.
+    steps: of training, at the recipe's batch size (None: STEPS). precision: "float32" compares two backends,
+    another one a backend with its own float64 and, for accuracy, float32 (export.mixed_precision).
+    data, data_dir: see zoo.data.load. limit: train on the first so many images. accuracy: also train in
+    full, epochs (None: the recipe's) for each of so many seeds (None: as many as have a power of 0.9 at
+    EXPECTED_DEVIATION) from `seed` on.
     """
 
-    steps: int = 200
+    steps: int | None = None
     seed: int = 0
     data: str = "auto"
     data_dir: str | None = None
@@ -327,6 +344,7 @@ class Options:
     accuracy: bool = False
     seeds: int | None = None
     epochs: int | None = None
+    precision: str = FLOAT32
 
     def __post_init__(self) -> None:
         least = {
@@ -341,6 +359,10 @@ class Options:
                 raise InvalidInput(f"{value} {what}", f"--{name}", f"give at least {smallest}")
         if not 0 <= self.seed < 2**63:
             raise InvalidInput(f"seed {self.seed}", "--seed", "give an integer from 0 to 2^63 - 1")
+        precision.require(self.precision)
+        if self.precision != FLOAT32 and self.steps is not None:
+            what = f"{self.precision} is compared in its first step"
+            raise InvalidInput(what, "--steps", "leave out one of the two")
         for name in ("seeds", "epochs"):
             if getattr(self, name) is not None and not self.accuracy:
                 raise InvalidInput(f"--{name} is for the final accuracy", f"--{name}", "add --accuracy")
@@ -380,9 +402,9 @@ def check(
     dataset = data.load(options.data, options.data_dir, say)
     for model in models:
         data.check_fits(model, dataset)
-        _split(model, dataset, options.seed, options.limit)
+        split_of(model, dataset, options.seed, options.limit)
     with ExitStack() as stack:
-        first, second = (stack.enter_context(Worker(name, _threads())) for name in names)
+        first, second = (stack.enter_context(Worker(name, threads_each())) for name in names)
         for model in models:
             yield compare(model, (first, second), dataset, options, bar)
 
@@ -391,7 +413,7 @@ def compare(
     model: Model, workers: tuple[Worker, Worker], dataset: data.Dataset, options: Options, bar: Bar
 ) -> Parity:
     """Compare the training of one model in two workers."""
-    split = _split(model, dataset, options.seed, options.limit)
+    split = split_of(model, dataset, options.seed, options.limit)
     for worker in workers:
         worker.send_data(split)
     with bar(f"{model.name} float64") as progress:
@@ -414,7 +436,8 @@ def compare(
     )
     if options.accuracy:
         for masks in ("equal", "own") if stochastic else ("none",):
-            found.accuracies.append(_accuracy(model, workers, dataset, masks, options, bar))
+            sides = [Side(worker) for worker in workers]
+            found.accuracies.append(train_in_full(model, sides, dataset, masks, options, bar))
     return found
 
 
@@ -446,11 +469,12 @@ def follow(
         done = list(pool.map(first_gradients, networks))
         for course, (a, b) in zip(courses, compared, strict=True):
             course.add_gradients(done[a], done[b])
-        while courses[0].steps < options.steps:
+        steps = options.steps or STEPS
+        while courses[0].steps < steps:
             done = list(pool.map(next_step, networks))
             for course, (a, b) in zip(courses, compared, strict=True):
                 course.add(done[a], done[b])
-            progress(courses[0].steps, options.steps, done[0].step.loss)
+            progress(courses[0].steps, steps, done[0].step.loss)
     return courses
 
 
@@ -485,33 +509,36 @@ def _twin(model: Model, workers: Sequence[Worker]) -> Iterator[list[Worker]]:
             worker.build(model, weights.init_weights(model)).change_layout()
         except NotSupported:
             continue
-        with Worker(worker.backend, _threads()) as twin:
+        with Worker(worker.backend, threads_each()) as twin:
             yield [twin]
         return
     yield []
 
 
-def _accuracy(
+def train_in_full(
     model: Model,
-    workers: Sequence[Worker],
+    sides: Sequence[Side],
     dataset: data.Dataset,
     masks: str,
     options: Options,
     bar: Bar,
 ) -> Accuracy:
-    """Train in full in both workers, once per seed, and judge the paired differences."""
+    """Train in full on both sides, once per seed, and judge the paired differences.
+
+    masks: of dropout, "equal", "own", or "none" for a model without.
+    """
     seeds = options.seeds or equivalence.seeds_for(EXPECTED_DEVIATION[masks])
     epochs = options.epochs or model.recipe.epochs_on(dataset.name)
     masks_told = "" if masks == "none" else f", {masks} masks"
     found: list[list[float]] = [[], []]
     for number, seed in enumerate(range(options.seed, options.seed + seeds), start=1):
-        split = _split(model, dataset, seed, options.limit)
+        split = split_of(model, dataset, seed, options.limit)
         train = functools.partial(_train, model, split, masks, seed, epochs)
         with (
             bar(f"{model.name} seed {number} of {seeds}{masks_told}") as progress,
-            _together(workers) as pool,
+            _together([side.worker for side in sides]) as pool,
         ):
-            for accuracies, value in zip(found, pool.map(train, workers, (progress, None)), strict=True):
+            for accuracies, value in zip(found, pool.map(train, sides, (progress, None)), strict=True):
                 accuracies.append(value)
     differences = [100 * (b - a) for a, b in zip(*found, strict=True)]
     return Accuracy(masks, epochs, found[0], found[1], equivalence.judge(differences))
@@ -523,12 +550,12 @@ def _train(
     masks: str,
     seed: int,
     epochs: int,
-    worker: Worker,
+    side: Side,
     progress: Progress | None,
 ) -> float:
-    """The test accuracy after a training in full, in float32."""
-    worker.send_data(split)
-    network = worker.build(model, weights.init_weights(model, seed))
+    """The test accuracy after a training in full."""
+    side.worker.send_data(split)
+    network = side.worker.build(model, weights.init_weights(model, seed), precision=side.precision)
     if masks == "equal":
         network.share_masks()
     trained = network.train(seed=seed, epochs=epochs, progress=progress)
@@ -538,7 +565,8 @@ def _train(
     return accuracy
 
 
-def _split(model: Model, dataset: data.Dataset, seed: int, limit: int | None) -> data.Split:
+def split_of(model: Model, dataset: data.Dataset, seed: int, limit: int | None) -> data.Split:
+    """The data of a training; raises InvalidInput if they make no batch."""
     held_out = model.recipe.validation_size(len(dataset.train_labels))
     split = data.split(dataset, held_out, seed, limit)
     images = len(split.train_labels)
@@ -548,7 +576,7 @@ def _split(model: Model, dataset: data.Dataset, seed: int, limit: int | None) ->
     return split
 
 
-def _threads() -> int:
+def threads_each() -> int:
     """Of each worker: both compute at the same time."""
     return max(1, machine.threads() // 2)
 

@@ -13,6 +13,7 @@ from zoo.errors import MachineError
 
 MOST_THREADS = 256
 CHECKPOINT_SECONDS = 5.0
+BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")  # of Intel, Intel and AMD, Arm
 DISTRIBUTIONS = ("cnn-zoo", "numpy", "onnx", "onnxruntime", "safetensors")
 
 
@@ -82,6 +83,16 @@ def processor() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def bfloat16_instructions() -> list[str]:
+    """What the processor has to compute in bfloat16, by the system's names; empty where it does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+    flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
+    return [name for name in BFLOAT16 if name in flags]
 
 
 def check_packages() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,7 +22,9 @@ from zoo.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from export.parity import Course, Parity
+    from export.mixed_precision import MixedParity
+    from export.parity import Course, Options, Parity
+    from zoo.model import Model
 
 
 @click.command(
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 Examples:
   zoo parity cnn-padded
   zoo parity lenet-dropout --steps 50 --data digits
+  zoo parity cnn-padded --precision bf16
   zoo parity cnn-padded --accuracy --seeds 10 --epochs 1 --limit 10000"""
 )
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...", shell_complete=complete_model)
@@ -42,7 +45,7 @@ Examples:
     shell_complete=complete_backend,
     help="One of the two, given twice [default: torch and keras].",
 )
-@click.option("--steps", type=int, default=200, show_default=True, help="Of training, at the recipe's batch.")
+@click.option("--steps", type=int, help="Of training, at the recipe's batch [default: 200].")
 @click.option("--accuracy", is_flag=True, help="Also train in full over seeds and test for equivalence.")
 @click.option(
     "--seeds",
@@ -53,6 +56,12 @@ Examples:
 @click.option("--epochs", type=int, help="Of --accuracy [default: the recipe's].")
 @click.option("--limit", type=int, metavar="N", help="Train on the first N images after the split.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights, batches and dropout.")
+@click.option(
+    "--precision",
+    default="float32",
+    show_default=True,
+    help="bf16: the first step of one backend in bfloat16 beside its float64.",
+)
 @data_option
 @json_option
 def parity(models: Sequence[str], backend_names: Sequence[str], as_json: bool, **options: Any) -> None:
@@ -63,17 +72,17 @@ def parity(models: Sequence[str], backend_names: Sequence[str], as_json: bool, *
     layout. Dropout gets the same masks on both sides. --accuracy asks whether final accuracies are
     equivalent: paired by seed, within 0.3 points (two one-sided tests at 5 %); models with dropout are
     trained with equal masks and with each backend's own. The numbers of seeds are for a power of 0.9
-    at the deviations measured. Exits 1 if anything judged is not within its limit, and if equivalence
-    is not shown.
+    at the deviations measured. With --precision bf16 the first step of torch in bfloat16 is held to the
+    same step in float64, under limits of its own, and --accuracy compares bf16 with float32.
+    Exits 1 if anything judged is not within its limit, and if equivalence is not shown.
     """
     specs = [model_of(model) for model in models]
     check_packages()
     from export import parity as training_parity
 
-    names = training_parity.pair(backend_names)
     chosen = training_parity.Options(**options)
-    found = []
-    for result in training_parity.check(specs, names, chosen, terminal.say, terminal.progress_bar):
+    found: list[Parity | MixedParity] = []
+    for result in _results(specs, backend_names, chosen):
         found.append(result)
         if not as_json:
             click.echo(_lines(result) + "\n")
@@ -88,14 +97,62 @@ def parity(models: Sequence[str], backend_names: Sequence[str], as_json: bool, *
         further = [["zoo", "verify", models[0]]]
         if not chosen.accuracy:
             where = ["--data-dir", chosen.data_dir] if chosen.data_dir else []
-            further.insert(0, ["zoo", "parity", models[0], "--accuracy", "--data", chosen.data, *where])
+            how = [] if chosen.precision == "float32" else ["--precision", chosen.precision]
+            again = ["zoo", "parity", models[0], *how, "--accuracy", "--data", chosen.data, *where]
+            further.insert(0, again)
         next_commands(*further)
     if passed < len(found):
         sys.exit(1)
 
 
-def _lines(result: Parity) -> str:
+def _results(
+    specs: Sequence[Model], names: Sequence[str], options: Options
+) -> Iterator[Parity | MixedParity]:
+    from export import mixed_precision
+    from export import parity as training_parity
+
+    tell = terminal.say, terminal.progress_bar
+    if options.precision == "float32":
+        yield from training_parity.check(specs, training_parity.pair(names), options, *tell)
+    else:
+        backend = mixed_precision.choose(names, options.precision)
+        yield from mixed_precision.check(specs, backend, options, *tell)
+
+
+def _lines(result: Parity | MixedParity) -> str:
     """Tables and sentences of one model."""
+    from export.parity import Parity
+
+    lines = _course_lines(result) if isinstance(result, Parity) else _mixed_lines(result)
+    lines += [""] * bool(result.findings)
+    lines += [f"{terminal.styled('differs', 'red')}: {sentence}" for sentence in result.findings]
+    if result.accuracies:
+        lines.append(f"\n{_accuracy_table(result)}")
+    return "\n".join(lines)
+
+
+def _mixed_lines(result: MixedParity) -> list[str]:
+    masks = "; dropout with equal masks" if result.stochastic else ""
+    name, worst = result.found.worst
+    limits, float32 = result.limits, result.float32
+    rows = [
+        (title, f"{found:.1e}", at, f"{limit:.1e}", f"{other:.1e}")
+        for title, found, at, limit, other in (
+            ("loss", result.found.loss, "", limits.loss, float32.loss),
+            ("gradient", result.found.whole, "all weights", limits.whole, float32.whole),
+            ("", worst, name, limits.tensor, float32.worst[1]),
+        )
+    ]
+    return [
+        f"{result.model}: {result.backend} in {result.precision} and in float64, the first step of "
+        f"{result.batch_size} images of {result.data}{masks}\n",
+        terminal.table(("", "differs", "of", "limit", "float32"), rows),
+        "\ndiffers: from float64, relative; of gradients the norm, of all weights together and of the tensor"
+        "\nthat differs most. limit: by what rounding weights and images alone changes. float32: its own",
+    ]
+
+
+def _course_lines(result: Parity) -> list[str]:
     first, second = result.sides
     masks = "; dropout with equal masks" if result.stochastic else ""
     lines = [
@@ -107,11 +164,7 @@ def _lines(result: Parity) -> str:
     ]
     if result.floor:
         lines.append("noise floor: float32, {} and {}".format(*result.floor.sides))
-    lines += [""] * bool(result.findings)
-    lines += [f"{terminal.styled('differs', 'red')}: {sentence}" for sentence in result.findings]
-    if result.accuracies:
-        lines.append(f"\n{_accuracy_table(result)}")
-    return "\n".join(lines)
+    return lines
 
 
 def _steps_table(result: Parity) -> str:
@@ -149,7 +202,7 @@ def _step(step: int | None) -> str:
     return "never" if step is None else str(step)
 
 
-def _accuracy_table(result: Parity) -> str:
+def _accuracy_table(result: Parity | MixedParity) -> str:
     first, second = result.sides
     header = ("test accuracy", "seeds", "epochs", first, second, "difference", "90 % interval", "needs", "")
     rows = []

@@ -65,6 +65,12 @@ Examples:
 @click.option(
     "--device", default="cpu", show_default=True, help="Where to train: cpu, or cuda (torch alone)."
 )
+@click.option(
+    "--precision",
+    default="float32",
+    show_default=True,
+    help="Of a step of training: float32, or bf16 (torch alone; weights stay float32).",
+)
 @json_option
 def build(models: Sequence[str], backend_names: Sequence[str], as_json: bool, **options: Any) -> None:
     """Train MODELs (all five documented, unless told), export, cross-check, and publish the runs.
