@@ -1,6 +1,6 @@
 """Writing the weights that come with the package (zoo/pretrained) from finished runs.
 
-    python -m export.pretrained RUNS      take the runs RUNS/<model>/torch of the documented models
+    python -m export.pretrained RUNS      take the runs RUNS/<model>/torch that are there
     python -m export.pretrained           export the shipped weights again, for a new version
 
 A run is taken only as it was published: whole, checked, trained by the documented recipe on MNIST.
@@ -21,18 +21,25 @@ from zoo.model import Model
 from zoo.weights import Weights
 
 BACKEND = "torch"  # the framework of the documents
+GROUPS = (registry.DOCUMENTED, "modern")  # the models that come with weights
 
 
 def ship(folder: Path, target: Path = pretrained.FOLDER) -> dict[str, Any]:
-    """Write weights, ONNX files and index.json of the documented models from their runs.
+    """Write weights, ONNX files and index.json from runs; models without one keep what is shipped.
 
-    Raises InvalidInput if a run is not the documented recipe on the whole of MNIST, DataError if it
-    is damaged.
+    Raises InvalidInput if a run is not the documented recipe on the whole of MNIST or there is none,
+    DataError if it is damaged.
     """
     index = {}
-    for name in registry.names():
+    names = [name for group in GROUPS for name in registry.names(group)]
+    if not any((folder / name / BACKEND).is_dir() for name in names):
+        raise InvalidInput("no run of a model that comes with weights", folder)
+    for name in names:
         model = registry.get(name)
         path = folder / name / BACKEND
+        if not path.is_dir():
+            index[name] = _again(name, target)
+            continue
         run = runs.Run(path)
         report = run.read_json("report.json")
         data = (run.manifest() or {})["inputs"]["data"]
@@ -59,11 +66,12 @@ def ship(folder: Path, target: Path = pretrained.FOLDER) -> dict[str, Any]:
 
 def export_again(target: Path = pretrained.FOLDER) -> dict[str, Any]:
     """Write the ONNX files and index.json from the weights that are there already."""
-    index = {}
-    for name in pretrained.names():
-        model, values = pretrained.load(name)
-        index[name] = {**pretrained.record(name), **_write(model, values, target)}
-    return _write_index(index, target)
+    return _write_index({name: _again(name, target) for name in pretrained.names()}, target)
+
+
+def _again(name: str, target: Path) -> dict[str, Any]:
+    model, values = pretrained.load(name)
+    return {**pretrained.record(name), **_write(model, values, target)}
 
 
 def _write(model: Model, values: Weights, target: Path) -> dict[str, Any]:

@@ -33,7 +33,21 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_documented_model_has_weights() -> None:
-    assert pretrained.names() == zoo.names()
+    assert pretrained.names() == [*zoo.names(), *zoo.names("modern")]
+
+
+def test_the_models_of_the_zoos_own_are_better_than_the_documents() -> None:
+    scores = {name: pretrained.record(name)["accuracy"]["test"] for name in pretrained.names()}
+    assert scores["resnet-mini"] >= 0.995
+    assert scores["cnn-tiny"] >= 0.992
+    assert zoo.get("cnn-tiny").parameters < 10_000
+    assert pretrained.best() == "resnet-mini"
+
+
+def test_models_without_a_run_keep_what_is_shipped(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="no run of a model that comes with weights"):
+        shipping.ship(tmp_path, copy)
+    assert shipping._again("cnn-tiny", copy) == pretrained.record("cnn-tiny")
 
 
 @EVERY
