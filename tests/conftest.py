@@ -139,7 +139,7 @@ def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_
     return call
 
 
-@pytest.fixture(params=[*zoo.names(), *zoo.names("modern"), "lenet-5"])
+@pytest.fixture(params=[*zoo.names(), "lenet-5"])
 def model(request: pytest.FixtureRequest) -> zoo.Model:
     """Every registered model that reads digits; the others have tests of their own."""
     return zoo.get(request.param)

@@ -56,6 +56,7 @@ class Toy:
         on_step: OnStep,
         seed: int = 0,
         done: int = 0,
+        rates: np.ndarray | None = None,
     ) -> None:
         if not done:
             self.random = np.random.Generator(np.random.Philox(seed))
