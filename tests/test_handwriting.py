@@ -252,7 +252,7 @@ CHANGES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
     "as it is": (lambda image: image, 0.98),
     "inverted": (lambda image: 1 - image, 0.98),
     "four pixels off": (lambda image: np.roll(image, (4, 4), (0, 1)), 0.97),
-    "at half size": (lambda image: np.pad(resized(image, 14), ((3, 40), (30, 5))), 0.94),
+    "at half size": (lambda image: np.pad(resized(image, 14), ((3, 40), (30, 5))), 0.93),
     "ten times as large": (lambda image: 1 - resized(image, 280), 0.975),
     "thin": (lambda image: 1 - thinned(image), 0.94),
     "photographed": (lambda image: photographed(np.pad(resized(image, 300), 150), 3), 0.96),
