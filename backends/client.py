@@ -213,9 +213,8 @@ class Worker:
         precision: of a step of training. Raises NotSupported if the backend does not train in it.
         """
         backends.require_precision(self.backend, precision)
-        mixed: dict[str, Any] = (
-            {} if precision == FLOAT32 else {"precision": precision}
-        )  # only some backends know others
+        # Only a backend that knows other precisions is asked for one.
+        mixed = {} if precision == FLOAT32 else {"precision": precision}
         self.ask("build", weights, model=model.to_dict(), dtype=dtype, **mixed)
         return RemoteNetwork(self, model, weights, dtype)
 

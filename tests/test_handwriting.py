@@ -18,9 +18,9 @@ from zoo.handwriting import find_blobs, otsu, stroke_width, to_mnist
 
 
 @pytest.fixture(scope="module")
-def best() -> Predictor:
-    """The pretrained model that scores highest."""
-    return Predictor(pretrained.onnx(pretrained.best()), pretrained.best())
+def predictor() -> Predictor:
+    """One model for all: it is the way to MNIST's form that is measured here, and the bounds are of this one."""
+    return Predictor(pretrained.onnx("convnet-deep"), "convnet-deep")
 
 
 def mass_centre(image: np.ndarray) -> tuple[float, float]:
@@ -252,7 +252,7 @@ CHANGES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
     "as it is": (lambda image: image, 0.98),
     "inverted": (lambda image: 1 - image, 0.98),
     "four pixels off": (lambda image: np.roll(image, (4, 4), (0, 1)), 0.97),
-    "at half size": (lambda image: np.pad(resized(image, 14), ((3, 40), (30, 5))), 0.93),
+    "at half size": (lambda image: np.pad(resized(image, 14), ((3, 40), (30, 5))), 0.94),
     "ten times as large": (lambda image: 1 - resized(image, 280), 0.975),
     "thin": (lambda image: 1 - thinned(image), 0.94),
     "photographed": (lambda image: photographed(np.pad(resized(image, 300), 150), 3), 0.96),
@@ -261,13 +261,13 @@ CHANGES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
 
 @pytest.mark.mnist
 @pytest.mark.parametrize("change", CHANGES)
-def test_accuracy_on_mnist(change: str, mnist_folder: Path, best: Predictor) -> None:
+def test_accuracy_on_mnist(change: str, mnist_folder: Path, predictor: Predictor) -> None:
     dataset = data.read_folder(mnist_folder, "mnist")
     every = slice(None, None, 25)
     labels = dataset.test_labels[every]
     function, least = CHANGES[change]
     images = [to_mnist(function(image / 255)) for image in dataset.test_images[every, 0].astype(np.float64)]
-    right = [said.label == str(label) for said, label in zip(best.predict(images), labels, strict=True)]
+    right = [said.label == str(label) for said, label in zip(predictor.predict(images), labels, strict=True)]
     assert np.mean(right) >= least
 
 
