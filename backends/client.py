@@ -214,7 +214,7 @@ class Worker:
         """
         backends.require_precision(self.backend, precision)
         # Only a backend that knows other precisions is asked for one.
-        mixed = {} if precision == FLOAT32 else {"precision": precision}
+        mixed: dict[str, Any] = {} if precision == FLOAT32 else {"precision": precision}
         self.ask("build", weights, model=model.to_dict(), dtype=dtype, **mixed)
         return RemoteNetwork(self, model, weights, dtype)
 
