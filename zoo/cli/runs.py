@@ -84,8 +84,9 @@ def build(models: Sequence[str], backend_names: Sequence[str], as_json: bool, **
     from export import build as building
     from export.tables import build_table
 
-    chosen = chosen_backends(backend_names, needed=not options["pretrained"]) or ["reference"]
-    outcomes = building.build(specs, chosen, building.Options(**options), terminal.say, terminal.progress_bar)
+    wished = building.Options(**options)  # a wrong option is one with or without a framework
+    chosen = chosen_backends(backend_names, needed=not wished.pretrained) or ["reference"]
+    outcomes = building.build(specs, chosen, wished, terminal.say, terminal.progress_bar)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if as_json:
         print_json([outcome.to_dict() for outcome in outcomes])
