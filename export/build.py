@@ -124,9 +124,10 @@ def build(
     for name in backend_names:
         backends.require(name)
         backends.require_device(name, options.device)
-        if not options.pretrained and not backends.trains(backends.canonical(name)):
+        if not options.pretrained and not backends.trains(name):
+            known = [each for each in backends.names() if backends.trains(each)]
             raise InvalidInput(
-                f"the backend {name!r} does not train", "--backend", f"use {' or '.join(TRAINING)}"
+                f"the backend {name!r} does not train", "--backend", f"use {' or '.join(known)}"
             )
     backend_names = list(dict.fromkeys(map(backends.canonical, backend_names)))
     twice = [name for name, count in Counter(model.name for model in models).items() if count > 1]
@@ -159,9 +160,6 @@ def build(
                     outcome.error = error
                     say(f"error: {model.name} {name}: {error}")
     return outcomes
-
-
-TRAINING = [name for name in backends.names() if backends.trains(name)]
 
 
 def _inputs(

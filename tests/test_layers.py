@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from layer_table import ROWS, missing, model_of, rows
 
 import backends
 import zoo
@@ -32,6 +31,7 @@ from zoo.layers import (
 from zoo.model import Model
 from zoo.network import Backend
 from zoo.randomness import uniform
+from zoo.testing.layer_table import ROWS, missing, model_of, rows
 
 
 def _images(model: Model, count: int = 3) -> np.ndarray:

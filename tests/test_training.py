@@ -7,7 +7,6 @@ from math import prod
 
 import numpy as np
 import pytest
-from layer_table import ROWS, Row, model_of
 
 import zoo
 from backends.client import Worker
@@ -31,6 +30,7 @@ from zoo.model import Model, iter_weights
 from zoo.network import Backend
 from zoo.randomness import raw_bits
 from zoo.recipe import SGD, Adam, Optimizer, Recipe, RMSprop
+from zoo.testing.layer_table import ROWS, Row, model_of
 from zoo.weights import Weights
 
 OPTIMIZERS = [
