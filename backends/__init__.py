@@ -43,6 +43,7 @@ __all__ = [
     "load",
     "names",
     "original",
+    "own_names",
     "plugins",
     "require",
     "require_device",
@@ -167,6 +168,11 @@ def _plugins(path: tuple[str, ...]) -> tuple[Plugin, ...]:
         requires = tuple(re.split(r"[^A-Za-z0-9._-]", text, maxsplit=1)[0] for text in needed)
         found.append(Plugin(entry.name, distribution.name, distribution.version, requires, entry))
     return tuple(sorted(found, key=lambda plugin: (plugin.name, plugin.distribution)))
+
+
+def own_names() -> list[str]:
+    """The names of the backends of the zoo itself, installed or not. Looks for no others."""
+    return list(_ENTRIES)
 
 
 def names() -> list[str]:

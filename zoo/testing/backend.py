@@ -415,6 +415,7 @@ class BackendTests:
         model = zoo.get(name)
         count, held_out = 3 * model.recipe.batch_size, 60 if model.recipe.split else 0
         split = data.split(data.digits(), held_out, seed=1, limit=count).as_float()
+        split = replace(split, test_images=split.test_images[:20], test_labels=split.test_labels[:20])
         self._check_resumes(model, loaded, split)
 
     def _check_resumes(self, model: Model, loaded: Backend, split: data.Split) -> None:
@@ -432,7 +433,7 @@ class BackendTests:
         _same(train(None, None), whole)  # keeping changes nothing
         places = {(checkpoint.epoch, checkpoint.step): checkpoint for checkpoint in kept}
         last = model.recipe.steps(len(split.train_labels))
-        for place in ((1, 2), (1, last), (2, 0), (2, 1), (3, 0)):
+        for place in ((1, 2), (1, last), (2, 0), (3, 0)):
             _same(train(None, _stored(places[place])), whole)
 
 
