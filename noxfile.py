@@ -17,7 +17,8 @@ SCORED = ("convnet-small", "cnn-padded", "lenet-dropout")
 # Most tests wait for one process at a time, a framework that starts: so several of them run at once.
 SPREAD = ("-n", "auto", "--dist", "worksteal")
 NEITHER = (
-    "not cross and not full_mnist and not notebooks and not classics"  # tests that are sessions of their own
+    # tests that are sessions of their own
+    "not cross and not full_mnist and not notebooks and not classics and not engines"
 )
 
 

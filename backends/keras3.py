@@ -248,9 +248,9 @@ class _BatchNorm(keras.layers.Layer):  # type: ignore[misc]
         mean, variance = self.running_mean, self.running_var
         if training:
             axes = list(range(len(x.shape) - 1))
-            mean = ops.mean(x, axis=axes)
-            variance = ops.mean(ops.square(x - mean), axis=axes)
             count = ops.cast(ops.size(x), self.compute_dtype) / _constant(x.shape[-1], self)
+            mean = ops.sum(x, axis=axes) / count  # ops.mean is float32 inside on JAX, in float64 too
+            variance = ops.sum(ops.square(x - mean), axis=axes) / count
             unbiased = variance * (count / (count - _constant(1, self)))
             new, old = _constant(self.momentum, self), _constant(1 - self.momentum, self)
             self.running_mean.assign(old * self.running_mean + new * mean)
@@ -445,11 +445,18 @@ def adaptive_avg_pool2d(layer: AdaptiveAvgPool2d, x: Any, path: str, dtype: str)
     return _AdaptiveAvgPool2d(*shares, name=path, dtype=dtype)(x)
 
 
+class _SumGlobalAvgPool2d(keras.layers.GlobalAveragePooling2D):  # type: ignore[misc]
+    """Keras' own takes ops.mean, which on JAX is float32 inside, in float64 too."""
+
+    def call(self, x: Any) -> Any:
+        return ops.sum(x, axis=(1, 2), keepdims=True) / _constant(x.shape[1] * x.shape[2], self)
+
+
 @lower.register
 def global_avg_pool2d(layer: GlobalAvgPool2d, x: Any, path: str, dtype: str) -> Any:
-    return keras.layers.GlobalAveragePooling2D(
-        data_format="channels_last", keepdims=True, name=path, dtype=dtype
-    )(x)
+    on_jax = keras.backend.backend() == "jax"
+    kind = _SumGlobalAvgPool2d if on_jax else keras.layers.GlobalAveragePooling2D
+    return kind(data_format="channels_last", keepdims=True, name=path, dtype=dtype)(x)
 
 
 def _image(x: Any) -> tuple[int, int, int]:
@@ -919,7 +926,14 @@ class KerasNetwork:
             _compile(twin, rule, self.dtype)
             self._seed_dropout(seed)
             self._give_masks(seed, 1, len(labels))
+            running = [
+                (each.variable, np.array(ops.convert_to_numpy(each.variable)))
+                for each in self._variables()
+                if not each.trained
+            ]
             sums = twin.train_on_batch(images.astype(self.dtype), labels, return_dict=True)
+            for variable, before in running:  # a normalisation moves its own
+                variable.assign(before)
             found = {
                 each.name: each.canonical_array(rule.of(each.variable))
                 for each in self._variables()
