@@ -94,6 +94,8 @@ def test_nothing_appears_in_the_home_of_a_user(tmp_path: Path) -> None:
         ["show", "convnet", "--code", "keras"],
         ["show", "convnet", "--code", "numpy"],
         ["build", "--help"],
+        ["parity", "--help"],
+        ["env", "--help"],
         ["doctor", "--help"],
         ["export", "--help"],
         ["bench", "--help"],
@@ -104,6 +106,24 @@ def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
     modules = loaded(command(*arguments))
     assert not modules & HEAVY
     assert not modules & ({"backends"} if "--code" in arguments else {"backends", "export"})
+
+
+def test_a_digit_is_read_without_looking_for_backends(tmp_path: Path) -> None:
+    grey(1 - draw(3)).save(tmp_path / "three.png")
+    modules = loaded(command("predict", "cnn-padded", str(tmp_path / "three.png")))
+    assert "onnxruntime" in modules
+    assert not modules & {"torch", "tensorflow", "keras", "jax", "pytest"}
+
+
+def test_the_names_of_backends_import_none_of_them() -> None:
+    modules = loaded("import backends; backends.names(); backends.training_names(); backends.variant_names()")
+    assert not modules & {"torch", "tensorflow", "keras", "jax", "zoo_jax", "numpy"}
+
+
+def test_the_published_tests_alone_need_pytest() -> None:
+    names = ["zoo", "zoo.cli", "backends.client", "backends.worker", "export.build"]
+    assert "pytest" not in loaded("\n".join(f"import {name}" for name in names))
+    assert "pytest" in loaded("import zoo.testing")
 
 
 def test_importing_the_zoo_imports_no_numpy() -> None:
