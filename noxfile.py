@@ -112,6 +112,17 @@ def properties(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def third_party(session: nox.Session) -> None:
+    """The example of a backend, and Keras on JAX and torch, under the published tests: half an hour."""
+    session.install("-e", ".[all]", "equinox", "jax", "pytest", "pytest-xdist", "scipy")
+    session.install("--no-deps", "./examples/zoo-jax")
+    _test(session, *SPREAD, "-m", "not engines", "tests/test_engines.py", backends="torch,keras")
+    _test(session, *SPREAD, "-m", "engines", "tests/test_engines.py", backends="")
+    with session.chdir("examples/zoo-jax"):
+        _test(session, *SPREAD, "tests", backends="")
+
+
+@nox.session(default=False)
 def classics(session: nox.Session) -> None:
     """The classics at full size, both backends and ONNX, against torchvision and Keras: ten minutes, 8 GB."""
     session.install("-e", ".[all]", "pytest")
