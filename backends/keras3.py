@@ -685,18 +685,22 @@ def _hits(labels: Any, outputs: Any) -> Any:
     return ops.equal(ops.argmax(outputs, axis=-1), ops.reshape(ops.cast(labels, "int32"), (-1,)))
 
 
-def _compile(network: Any, rule: _Rule, dtype: str) -> None:
+def _compile(network: Any, rule: _Rule, dtype: str, masked: bool) -> None:
     """Compile a Keras model for training by a rule, with the recipe's loss.
 
     `train_on_batch` then gives sums over its batch as "losses" and "hits". Keras' own running mean of the
     loss is not read, so it need not be reset either: that took up to a tenth of a small model's step.
+    masked: whether dropout takes its masks from variables. They are not the model's, so what JAX compiles
+    would keep the values of the first step; there every step is run as it is written.
     """
+    engine = keras.backend.backend()
     network.reset_metrics = _keep_metrics
     network.compile(
         optimizer=rule,
         loss=_cross_entropy,
         metrics=[_OfBatch(_cross_entropy, "losses", dtype), _OfBatch(_hits, "hits", dtype)],
-        jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
+        jit_compile=False if engine == "tensorflow" else "auto",
+        run_eagerly=masked and engine == "jax",
     )
     rule.build(network.trainable_variables)
 
@@ -923,7 +927,7 @@ class KerasNetwork:
         with _precision(self.dtype):
             twin = keras.Model(self._training.inputs, self._training.outputs)  # the same layers
             rule = _Gradient(SGD(0.0))
-            _compile(twin, rule, self.dtype)
+            _compile(twin, rule, self.dtype, bool(self._masks))
             self._seed_dropout(seed)
             self._give_masks(seed, 1, len(labels))
             running = [
@@ -976,7 +980,7 @@ class KerasNetwork:
             kind = type(recipe.optimizer).__name__
             raise UnsupportedLayer(f"the backend 'keras' has no optimizer {kind}")
         self._rule = rule(recipe.optimizer)
-        _compile(self._training, self._rule, self.dtype)
+        _compile(self._training, self._rule, self.dtype, bool(self._masks))
         for variable in self._rule.variables:
             if variable.path in self._pending:
                 variable.assign(self._pending[variable.path])
