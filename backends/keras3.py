@@ -320,9 +320,17 @@ def sigmoid(layer: Sigmoid, x: Any, path: str, dtype: str) -> Any:
     return keras.layers.Activation("sigmoid", name=path, dtype=dtype)(x)
 
 
+def _tanh(x: Any) -> Any:
+    """ops.tanh, which on JAX is float32 in float64, too: there by the sigmoid, which is not."""
+    if keras.backend.backend() == "jax" and keras.backend.standardize_dtype(x.dtype) == "float64":
+        return ops.sigmoid(x + x) - ops.sigmoid(-x - x)
+    return ops.tanh(x)
+
+
 @lower.register
 def tanh(layer: Tanh, x: Any, path: str, dtype: str) -> Any:
-    return keras.layers.Activation("tanh", name=path, dtype=dtype)(x)
+    function = _tanh if keras.backend.backend() == "jax" else "tanh"
+    return keras.layers.Activation(function, name=path, dtype=dtype)(x)
 
 
 @keras.saving.register_keras_serializable("zoo")
@@ -337,7 +345,7 @@ class _GELU(keras.layers.Layer):  # type: ignore[misc]
         half, one = _constant(0.5, self), _constant(1, self)
         if self.approximate == "tanh":
             inner = x + _constant(0.044715, self) * x * x * x
-            return half * x * (one + ops.tanh(_constant(np.sqrt(2 / np.pi), self) * inner))
+            return half * x * (one + _tanh(_constant(np.sqrt(2 / np.pi), self) * inner))
         return half * x * (one + ops.erf(x * _constant(np.sqrt(0.5), self)))
 
 
@@ -844,9 +852,10 @@ class KerasNetwork:
                 self._inner = keras.Model(self.network.inputs, self._outputs)
             images = images.astype(self.dtype)
             outputs = self._inner.predict(images, batch_size=CHUNK, verbose=0)
+        paths = [node.path for node in self.model.walk()]  # JAX sorts what it gives by name
         return {
             path: np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if x.ndim == 4 else x
-            for path, x in outputs.items()
+            for path, x in ((path, outputs[path]) for path in paths)
         }
 
     def weights(self) -> dict[str, np.ndarray]:
