@@ -136,6 +136,11 @@ TO_NHWC = (2, 3, 1)
 TO_NCHW = (3, 1, 2)
 
 
+def _named(path: str) -> str:
+    """A path as the name of a Keras layer: with colons on torch, whose parameters take no dots."""
+    return path.replace(".", ":") if keras.backend.backend() == "torch" else path
+
+
 @singledispatch
 def lower(layer: Layer, x: Any, path: str, dtype: str) -> Any:
     """The symbolic output of one layer for the symbolic input x (N, H, W, C) or (N, features).
@@ -192,7 +197,7 @@ def conv2d(layer: Conv2d, x: Any, path: str, dtype: str) -> Any:
         "activation": None,
         "use_bias": layer.bias,
         "bias_initializer": "zeros",
-        "name": f"{path}.every" if thinned else path,
+        "name": _named(f"{path}.every") if thinned else path,
         "dtype": dtype,
     }
     if _is_depthwise(layer, channels):
@@ -780,7 +785,7 @@ class KerasNetwork:
             x = keras.layers.Permute(TO_NHWC, name="image.nhwc", dtype=dtype)(image)
             tensors = {IMAGE: x}
             for node in model.walk():
-                x = tensors[node.path] = lower(node.layer, node.take(tensors), node.path, dtype)
+                x = tensors[node.path] = lower(node.layer, node.take(tensors), _named(node.path), dtype)
             self._outputs = {path: tensor for path, tensor in tensors.items() if path != IMAGE}
             if len(model.output_shape) == 3:
                 x = keras.layers.Permute(TO_NCHW, name="features.nchw", dtype=dtype)(x)
@@ -803,11 +808,11 @@ class KerasNetwork:
             chain = all(node.inputs == (before.path,) for before, node in pairwise(nodes[i - 1 :]))
             image = len(nodes[i].input_shape) == 3 and nodes[i].input_shape[0] > 1  # else nothing to reorder
             if kinds[i : i + 2] == [Flatten, Dense] and image and chain:
-                dense = nodes[i + 1].path
+                dense = _named(nodes[i + 1].path)
                 x = self._outputs[nodes[i - 1].path]
                 x = _DenseOfImage(self.network.get_layer(dense), name=f"{dense}.image", dtype=self.dtype)(x)
                 for node in nodes[i + 2 :]:
-                    x = self.network.get_layer(node.path)(x)
+                    x = self.network.get_layer(_named(node.path))(x)
                 return keras.Model(self.network.inputs, x)
         return self.network
 
@@ -815,9 +820,9 @@ class KerasNetwork:
         """Every weight in the model's order."""
         names = {layer.name for layer in self.network.layers}
         for node in self.model.walk():
-            every = f"{node.path}.every"  # of a convolution that is thinned out afterwards
+            every = _named(f"{node.path}.every")  # of a convolution that is thinned out afterwards
             for weight in node.layer.weights(node.input_shape):
-                layer = self.network.get_layer(every if every in names else node.path)
+                layer = self.network.get_layer(every if every in names else _named(node.path))
                 variable = layer.kernel if weight.name == "weight" else getattr(layer, weight.name)
                 shape, axes = weight.shape, _AXES[len(weight.shape)]
                 if isinstance(layer, keras.layers.DepthwiseConv2D) and len(shape) == 4:
@@ -927,7 +932,7 @@ class KerasNetwork:
         """The generators of all dropouts, by path; one that drops nothing has none."""
         for node, layer in self._dropouts():
             if layer.rate:
-                yield node.path, self.network.get_layer(node.path).seed_generator
+                yield node.path, self.network.get_layer(_named(node.path)).seed_generator
 
     def gradients(
         self, images: np.ndarray, labels: np.ndarray, seed: int = 0
@@ -957,7 +962,7 @@ class KerasNetwork:
     def share_masks(self, batch_size: int) -> None:
         """Give every dropout the zoo's own masks from now on, which must be before any training."""
         for node, rule in self._dropouts():
-            layer = self.network.get_layer(node.path)
+            layer = self.network.get_layer(_named(node.path))
             shape = rule.mask_shape(node.input_shape)
             shape = (*shape[1:], shape[0]) if len(shape) == 3 else shape
             zeros = np.zeros((batch_size, *shape), dtype=self.dtype)
