@@ -17,7 +17,8 @@ SCORED = ("convnet-small", "cnn-padded", "lenet-dropout")
 # Most tests wait for one process at a time, a framework that starts: so several of them run at once.
 SPREAD = ("-n", "auto", "--dist", "worksteal")
 NEITHER = (
-    "not cross and not full_mnist and not notebooks and not classics"  # tests that are sessions of their own
+    # tests that are sessions of their own
+    "not cross and not full_mnist and not notebooks and not classics and not engines"
 )
 
 
@@ -108,6 +109,17 @@ def properties(session: nox.Session) -> None:
     """2,000 random specs through every backend and exporter, others each time: about a quarter of an hour."""
     session.install("-e", ".[all]", "hypothesis", "pytest", "scipy")
     _test(session, "-m", "cross", "tests/test_properties.py", backends="torch,keras", specs=2000)
+
+
+@nox.session(default=False)
+def third_party(session: nox.Session) -> None:
+    """The example of a backend, and Keras on JAX and torch, under the published tests: half an hour."""
+    session.install("-e", ".[all]", "equinox", "jax", "pytest", "pytest-xdist", "scipy")
+    session.install("--no-deps", "./examples/zoo-jax")
+    _test(session, *SPREAD, "-m", "not engines", "tests/test_engines.py", backends="torch,keras")
+    _test(session, *SPREAD, "-m", "engines", "tests/test_engines.py", backends="")
+    with session.chdir("examples/zoo-jax"):
+        _test(session, *SPREAD, "tests", backends="")
 
 
 @nox.session(default=False)

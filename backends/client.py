@@ -73,6 +73,7 @@ def environment(backend: str, threads: int, home: str, device: str = "cpu") -> d
         "TF_NUM_INTEROP_THREADS": "1",
         "JAX_ENABLE_X64": "1",  # without it JAX has no float64; what is float32 stays so
         "JAX_PLATFORMS": "cpu",
+        "NPROC": str(threads),  # how many threads XLA starts on a CPU
         **({"CUDA_VISIBLE_DEVICES": "-1"} if device == "cpu" else {}),
     }
 

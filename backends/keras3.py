@@ -136,6 +136,11 @@ TO_NHWC = (2, 3, 1)
 TO_NCHW = (3, 1, 2)
 
 
+def _named(path: str) -> str:
+    """A path as the name of a Keras layer: with colons on torch, whose parameters take no dots."""
+    return path.replace(".", ":") if keras.backend.backend() == "torch" else path
+
+
 @singledispatch
 def lower(layer: Layer, x: Any, path: str, dtype: str) -> Any:
     """The symbolic output of one layer for the symbolic input x (N, H, W, C) or (N, features).
@@ -192,7 +197,7 @@ def conv2d(layer: Conv2d, x: Any, path: str, dtype: str) -> Any:
         "activation": None,
         "use_bias": layer.bias,
         "bias_initializer": "zeros",
-        "name": f"{path}.every" if thinned else path,
+        "name": _named(f"{path}.every") if thinned else path,
         "dtype": dtype,
     }
     if _is_depthwise(layer, channels):
@@ -248,9 +253,9 @@ class _BatchNorm(keras.layers.Layer):  # type: ignore[misc]
         mean, variance = self.running_mean, self.running_var
         if training:
             axes = list(range(len(x.shape) - 1))
-            mean = ops.mean(x, axis=axes)
-            variance = ops.mean(ops.square(x - mean), axis=axes)
             count = ops.cast(ops.size(x), self.compute_dtype) / _constant(x.shape[-1], self)
+            mean = ops.sum(x, axis=axes) / count  # ops.mean is float32 inside on JAX, in float64 too
+            variance = ops.sum(ops.square(x - mean), axis=axes) / count
             unbiased = variance * (count / (count - _constant(1, self)))
             new, old = _constant(self.momentum, self), _constant(1 - self.momentum, self)
             self.running_mean.assign(old * self.running_mean + new * mean)
@@ -320,9 +325,17 @@ def sigmoid(layer: Sigmoid, x: Any, path: str, dtype: str) -> Any:
     return keras.layers.Activation("sigmoid", name=path, dtype=dtype)(x)
 
 
+def _tanh(x: Any) -> Any:
+    """ops.tanh, which on JAX is float32 in float64, too: there by the sigmoid, which is not."""
+    if keras.backend.backend() == "jax" and keras.backend.standardize_dtype(x.dtype) == "float64":
+        return ops.sigmoid(x + x) - ops.sigmoid(-x - x)
+    return ops.tanh(x)
+
+
 @lower.register
 def tanh(layer: Tanh, x: Any, path: str, dtype: str) -> Any:
-    return keras.layers.Activation("tanh", name=path, dtype=dtype)(x)
+    function = _tanh if keras.backend.backend() == "jax" else "tanh"
+    return keras.layers.Activation(function, name=path, dtype=dtype)(x)
 
 
 @keras.saving.register_keras_serializable("zoo")
@@ -337,7 +350,7 @@ class _GELU(keras.layers.Layer):  # type: ignore[misc]
         half, one = _constant(0.5, self), _constant(1, self)
         if self.approximate == "tanh":
             inner = x + _constant(0.044715, self) * x * x * x
-            return half * x * (one + ops.tanh(_constant(np.sqrt(2 / np.pi), self) * inner))
+            return half * x * (one + _tanh(_constant(np.sqrt(2 / np.pi), self) * inner))
         return half * x * (one + ops.erf(x * _constant(np.sqrt(0.5), self)))
 
 
@@ -445,11 +458,18 @@ def adaptive_avg_pool2d(layer: AdaptiveAvgPool2d, x: Any, path: str, dtype: str)
     return _AdaptiveAvgPool2d(*shares, name=path, dtype=dtype)(x)
 
 
+class _SumGlobalAvgPool2d(keras.layers.GlobalAveragePooling2D):  # type: ignore[misc]
+    """Keras' own takes ops.mean, which on JAX is float32 inside, in float64 too."""
+
+    def call(self, x: Any) -> Any:
+        return ops.sum(x, axis=(1, 2), keepdims=True) / _constant(x.shape[1] * x.shape[2], self)
+
+
 @lower.register
 def global_avg_pool2d(layer: GlobalAvgPool2d, x: Any, path: str, dtype: str) -> Any:
-    return keras.layers.GlobalAveragePooling2D(
-        data_format="channels_last", keepdims=True, name=path, dtype=dtype
-    )(x)
+    on_jax = keras.backend.backend() == "jax"
+    kind = _SumGlobalAvgPool2d if on_jax else keras.layers.GlobalAveragePooling2D
+    return kind(data_format="channels_last", keepdims=True, name=path, dtype=dtype)(x)
 
 
 def _image(x: Any) -> tuple[int, int, int]:
@@ -678,18 +698,22 @@ def _hits(labels: Any, outputs: Any) -> Any:
     return ops.equal(ops.argmax(outputs, axis=-1), ops.reshape(ops.cast(labels, "int32"), (-1,)))
 
 
-def _compile(network: Any, rule: _Rule, dtype: str) -> None:
+def _compile(network: Any, rule: _Rule, dtype: str, masked: bool) -> None:
     """Compile a Keras model for training by a rule, with the recipe's loss.
 
     `train_on_batch` then gives sums over its batch as "losses" and "hits". Keras' own running mean of the
     loss is not read, so it need not be reset either: that took up to a tenth of a small model's step.
+    masked: whether dropout takes its masks from variables. They are not the model's, so what JAX compiles
+    would keep the values of the first step; there every step is run as it is written.
     """
+    engine = keras.backend.backend()
     network.reset_metrics = _keep_metrics
     network.compile(
         optimizer=rule,
         loss=_cross_entropy,
         metrics=[_OfBatch(_cross_entropy, "losses", dtype), _OfBatch(_hits, "hits", dtype)],
-        jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
+        jit_compile=False if engine == "tensorflow" else "auto",
+        run_eagerly=masked and engine == "jax",
     )
     rule.build(network.trainable_variables)
 
@@ -761,7 +785,7 @@ class KerasNetwork:
             x = keras.layers.Permute(TO_NHWC, name="image.nhwc", dtype=dtype)(image)
             tensors = {IMAGE: x}
             for node in model.walk():
-                x = tensors[node.path] = lower(node.layer, node.take(tensors), node.path, dtype)
+                x = tensors[node.path] = lower(node.layer, node.take(tensors), _named(node.path), dtype)
             self._outputs = {path: tensor for path, tensor in tensors.items() if path != IMAGE}
             if len(model.output_shape) == 3:
                 x = keras.layers.Permute(TO_NCHW, name="features.nchw", dtype=dtype)(x)
@@ -784,11 +808,11 @@ class KerasNetwork:
             chain = all(node.inputs == (before.path,) for before, node in pairwise(nodes[i - 1 :]))
             image = len(nodes[i].input_shape) == 3 and nodes[i].input_shape[0] > 1  # else nothing to reorder
             if kinds[i : i + 2] == [Flatten, Dense] and image and chain:
-                dense = nodes[i + 1].path
+                dense = _named(nodes[i + 1].path)
                 x = self._outputs[nodes[i - 1].path]
                 x = _DenseOfImage(self.network.get_layer(dense), name=f"{dense}.image", dtype=self.dtype)(x)
                 for node in nodes[i + 2 :]:
-                    x = self.network.get_layer(node.path)(x)
+                    x = self.network.get_layer(_named(node.path))(x)
                 return keras.Model(self.network.inputs, x)
         return self.network
 
@@ -796,9 +820,9 @@ class KerasNetwork:
         """Every weight in the model's order."""
         names = {layer.name for layer in self.network.layers}
         for node in self.model.walk():
-            every = f"{node.path}.every"  # of a convolution that is thinned out afterwards
+            every = _named(f"{node.path}.every")  # of a convolution that is thinned out afterwards
             for weight in node.layer.weights(node.input_shape):
-                layer = self.network.get_layer(every if every in names else node.path)
+                layer = self.network.get_layer(every if every in names else _named(node.path))
                 variable = layer.kernel if weight.name == "weight" else getattr(layer, weight.name)
                 shape, axes = weight.shape, _AXES[len(weight.shape)]
                 if isinstance(layer, keras.layers.DepthwiseConv2D) and len(shape) == 4:
@@ -833,9 +857,10 @@ class KerasNetwork:
                 self._inner = keras.Model(self.network.inputs, self._outputs)
             images = images.astype(self.dtype)
             outputs = self._inner.predict(images, batch_size=CHUNK, verbose=0)
+        paths = [node.path for node in self.model.walk()]  # JAX sorts what it gives by name
         return {
             path: np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if x.ndim == 4 else x
-            for path, x in outputs.items()
+            for path, x in ((path, outputs[path]) for path in paths)
         }
 
     def weights(self) -> dict[str, np.ndarray]:
@@ -907,7 +932,7 @@ class KerasNetwork:
         """The generators of all dropouts, by path; one that drops nothing has none."""
         for node, layer in self._dropouts():
             if layer.rate:
-                yield node.path, self.network.get_layer(node.path).seed_generator
+                yield node.path, self.network.get_layer(_named(node.path)).seed_generator
 
     def gradients(
         self, images: np.ndarray, labels: np.ndarray, seed: int = 0
@@ -916,10 +941,17 @@ class KerasNetwork:
         with _precision(self.dtype):
             twin = keras.Model(self._training.inputs, self._training.outputs)  # the same layers
             rule = _Gradient(SGD(0.0))
-            _compile(twin, rule, self.dtype)
+            _compile(twin, rule, self.dtype, bool(self._masks))
             self._seed_dropout(seed)
             self._give_masks(seed, 1, len(labels))
+            running = [
+                (each.variable, np.array(ops.convert_to_numpy(each.variable)))
+                for each in self._variables()
+                if not each.trained
+            ]
             sums = twin.train_on_batch(images.astype(self.dtype), labels, return_dict=True)
+            for variable, before in running:  # a normalisation moves its own
+                variable.assign(before)
             found = {
                 each.name: each.canonical_array(rule.of(each.variable))
                 for each in self._variables()
@@ -930,7 +962,7 @@ class KerasNetwork:
     def share_masks(self, batch_size: int) -> None:
         """Give every dropout the zoo's own masks from now on, which must be before any training."""
         for node, rule in self._dropouts():
-            layer = self.network.get_layer(node.path)
+            layer = self.network.get_layer(_named(node.path))
             shape = rule.mask_shape(node.input_shape)
             shape = (*shape[1:], shape[0]) if len(shape) == 3 else shape
             zeros = np.zeros((batch_size, *shape), dtype=self.dtype)
@@ -962,7 +994,7 @@ class KerasNetwork:
             kind = type(recipe.optimizer).__name__
             raise UnsupportedLayer(f"the backend 'keras' has no optimizer {kind}")
         self._rule = rule(recipe.optimizer)
-        _compile(self._training, self._rule, self.dtype)
+        _compile(self._training, self._rule, self.dtype, bool(self._masks))
         for variable in self._rule.variables:
             if variable.path in self._pending:
                 variable.assign(self._pending[variable.path])

@@ -611,6 +611,7 @@ class TorchNetwork:
         """The loss over these images and its gradients, by the names of the weights."""
         parameters = dict(self.module.named_parameters())
         self._give_masks(seed, 1, len(labels))
+        running = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
         self.module.train()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -618,6 +619,8 @@ class TorchNetwork:
             loss = functional.cross_entropy(self._outputs(self._tensor(images)), y)
             found = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
         self.module.eval()
+        for buffer, before in running:  # a normalisation moves its own
+            buffer.copy_(before)
         names = (name for name, weight in iter_weights(self.model) if weight.trained)
         return loss.item(), {name: found[_attribute(name)].contiguous().cpu().numpy() for name in names}
 

@@ -131,9 +131,10 @@ def build(
         backends.require(name)
         backends.require_device(name, options.device)
         backends.require_precision(name, options.precision)
-        if not options.pretrained and not backends.trains(backends.canonical(name)):
+        if not options.pretrained and not backends.trains(name):
+            known = [each for each in backends.names() if backends.trains(each)]
             raise InvalidInput(
-                f"the backend {name!r} does not train", "--backend", f"use {' or '.join(TRAINING)}"
+                f"the backend {name!r} does not train", "--backend", f"use {' or '.join(known)}"
             )
     backend_names = list(dict.fromkeys(map(backends.canonical, backend_names)))
     twice = [name for name, count in Counter(model.name for model in models).items() if count > 1]
@@ -166,9 +167,6 @@ def build(
                     outcome.error = error
                     say(f"error: {model.name} {name}: {error}")
     return outcomes
-
-
-TRAINING = [name for name in backends.names() if backends.trains(name)]
 
 
 def _inputs(

@@ -70,10 +70,10 @@ class Options:
             value = getattr(self, option)
             if value not in names:
                 raise InvalidInput(f"unknown {option} {value!r}", f"--{option}", nearest(value, names))
-        if self.backend.partition(":")[0] not in (ONNX, *backends.names()):
-            hint = nearest(self.backend, (ONNX, *backends.names()))
-            raise InvalidInput(f"unknown backend {self.backend!r}", "--backend", hint)
         if self.backend != ONNX:
+            if self.backend.partition(":")[0] not in (all_names := backends.names()):
+                hint = nearest(self.backend, (ONNX, *all_names))
+                raise InvalidInput(f"unknown backend {self.backend!r}", "--backend", hint)
             backends.require(self.backend)
         if self.contrast == "adaptive" and importlib.util.find_spec("skimage") is None:
             raise BackendUnavailable(

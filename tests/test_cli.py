@@ -280,6 +280,7 @@ def test_a_missing_framework(run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         backends.importlib.util, "find_spec", lambda name: None if name in gone else real(name)
     )
+    monkeypatch.setattr(backends, "plugins", tuple)
     for name in ("torch", "keras"):
         result = run("build", TINY, "--backend", name, "--data", "digits")
         assert result.code == 3

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from layer_table import RECIPE, rows
 
 import backends
 import zoo
@@ -28,6 +27,7 @@ from zoo.errors import InvalidInput, UnsupportedLayer
 from zoo.layers import LAYERS, Conv2d, Dense, Flatten, Layer, MaxPool2d, Normalize, ReLU, ReLU6, Softmax
 from zoo.model import Model, iter_weights
 from zoo.randomness import uniform
+from zoo.testing.layer_table import RECIPE, rows
 from zoo.weights import to_bytes
 
 ALLOWED = {"torch": {"torch", "numpy"}, "keras": {"keras", "numpy"}, "numpy": {"numpy"}}
@@ -148,7 +148,7 @@ def test_a_program_that_computes_something_else_is_seen(tmp_path: Path) -> None:
 
 def test_every_language_has_a_backend() -> None:
     assert list(code.LANGUAGES) == list(BACKENDS) == list(ALLOWED)
-    assert set(BACKENDS.values()) == set(backends.names())
+    assert set(BACKENDS.values()) == set(backends.own_names())
 
 
 @pytest.mark.parametrize("language", code.LANGUAGES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from layer_table import rows
 
 import zoo
 from backends.reference import ReferenceNetwork, apply
@@ -22,6 +21,7 @@ from export.crosscheck import (
 from zoo.errors import ZooError
 from zoo.layers import LAYERS
 from zoo.model import IMAGE, Model
+from zoo.testing.layer_table import rows
 
 
 @pytest.mark.parametrize("model", rows())

@@ -63,6 +63,10 @@ def test_every_case_has_tests_that_exist() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     }
+    published = ast.walk(ast.parse((ROOT / "zoo" / "testing" / "backend.py").read_text()))
+    known |= {  # which test_conformance.py runs
+        f"test_conformance.py::{node.name}" for node in published if isinstance(node, ast.FunctionDef)
+    }
     rows = re.findall(r"^\| (\d+) \|(.*)\|(.*)\|$", (ROOT / "docs" / "faults.md").read_text(), re.MULTILINE)
     assert [int(number) for number, _, _ in rows] == list(range(1, 61))
     for number, case, tests in rows:

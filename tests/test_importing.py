@@ -14,7 +14,6 @@ import node_cases
 import numpy as np
 import onnx
 import pytest
-from layer_table import ROWS, model_of
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -46,6 +45,7 @@ from zoo.layers import (
 )
 from zoo.model import Model
 from zoo.network import Backend
+from zoo.testing.layer_table import ROWS, model_of
 from zoo.weights import init_weights
 
 FLOAT = TensorProto.FLOAT

@@ -96,6 +96,8 @@ def test_nothing_appears_in_the_home_of_a_user(tmp_path: Path) -> None:
         ["show", "convnet", "--code", "keras"],
         ["show", "convnet", "--code", "numpy"],
         ["build", "--help"],
+        ["parity", "--help"],
+        ["env", "--help"],
         ["doctor", "--help"],
         ["export", "--help"],
         ["bench", "--help"],
@@ -148,6 +150,17 @@ def test_a_command_loads_what_it_needs(name: str, tmp_path: Path) -> None:
     if name == "env":  # which lists the backends of others
         code = code.replace("importlib.metadata.entry_points = scanned", "")
     assert not (loaded(code, tmp_path) & HEAVY) - allowed
+
+
+def test_the_names_of_backends_import_none_of_them() -> None:
+    modules = loaded("import backends; backends.names(); backends.training_names(); backends.variant_names()")
+    assert not modules & {"torch", "tensorflow", "keras", "jax", "zoo_jax", "numpy"}
+
+
+def test_the_published_tests_alone_need_pytest() -> None:
+    names = ["zoo", "zoo.cli", "backends.client", "backends.worker", "export.build"]
+    assert "pytest" not in loaded("\n".join(f"import {name}" for name in names))
+    assert "pytest" in loaded("import zoo.testing")
 
 
 def test_importing_the_zoo_imports_no_numpy() -> None:

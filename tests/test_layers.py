@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from layer_table import ROWS, missing, model_of, rows
 
 import backends
 import zoo
@@ -32,6 +31,7 @@ from zoo.layers import (
 from zoo.model import Model
 from zoo.network import Backend
 from zoo.randomness import uniform
+from zoo.testing.layer_table import ROWS, model_of, rows
 
 
 def _images(model: Model, count: int = 3) -> np.ndarray:
@@ -39,10 +39,6 @@ def _images(model: Model, count: int = 3) -> np.ndarray:
     # Between -1 and 1: ReLU and max-pooling have something to decide.
     values = 2 * uniform(1, "tests/images", count * size) - 1
     return values.reshape(count, *model.input_shape).astype(np.float32)
-
-
-def test_every_layer_has_a_row() -> None:
-    assert missing() == set()
 
 
 @pytest.mark.parametrize(("name", "layers", "input_shape", "expected"), ROWS, ids=[row[0] for row in ROWS])
@@ -56,28 +52,6 @@ def test_declared_shape_is_the_executed_shape(model: Model) -> None:
     assert {path: x.shape[1:] for path, x in activations.items()} == {
         node.path: node.output_shape for node in model.walk()
     }
-
-
-@pytest.mark.parametrize("model", rows())
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_backend_agrees_with_the_reference(model: Model, dtype: str, backend: Backend) -> None:
-    weights = zoo.init_weights(model, seed=3)
-    images = _images(model)
-    expected = reference.backend().build(model, weights).activations(images)
-    network = backend.build(model, weights, dtype)
-    got = network.activations(images)
-    assert list(got) == list(expected)
-    for path in expected:
-        _assert_close(got[path], expected[path], dtype, path)
-    # Not bit for bit: TensorFlow fuses more where nobody asks for what is in between.
-    _assert_close(network.predict(images), expected[model.walk()[-1].path], dtype, "the output")
-
-
-def _assert_close(got: np.ndarray, expected: np.ndarray, dtype: str, what: str) -> None:
-    assert got.dtype == dtype
-    relative = 1e-12 if dtype == "float64" else 1e-6  # 16 units of float32
-    atol = relative * np.abs(expected).max()
-    np.testing.assert_allclose(got, expected, rtol=0, atol=atol, err_msg=what)
 
 
 @pytest.mark.parametrize("model", rows())
@@ -100,16 +74,6 @@ def test_a_window_of_nothing_but_padding(worker: Worker) -> None:
     image = _images(model, 1)
     expected = reference.backend().build(model, weights).predict(image)
     np.testing.assert_allclose(worker.build(model, weights).predict(image), expected, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("model", rows())
-def test_weights_come_back_bit_for_bit(model: Model, backend: Backend) -> None:
-    weights = zoo.init_weights(model, seed=5)
-    back = backend.build(model, weights).weights()
-    assert list(back) == list(weights)
-    for name, array in weights.items():
-        assert back[name].dtype == np.float32
-        np.testing.assert_array_equal(back[name], array, err_msg=name)
 
 
 def test_reference_convolution_against_a_written_out_sum() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from layer_table import RECIPE, rows
 
 import zoo
 from backends.reference import ReferenceNetwork, apply
@@ -36,6 +35,7 @@ from zoo.layers import (
 from zoo.model import IMAGE, Model
 from zoo.network import Backend
 from zoo.recipe import SGD, Recipe
+from zoo.testing.layer_table import RECIPE, rows
 
 U = limits.UNIT
 

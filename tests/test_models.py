@@ -113,7 +113,7 @@ def test_spec_and_back(model: Model, tmp_path: Path) -> None:
 
 
 def test_spec_of_every_kind_and_back() -> None:
-    from layer_table import ROWS, model_of
+    from zoo.testing.layer_table import ROWS, model_of
 
     for optimizer in (SGD(0.1, 0.9, True), Adam(0.1), RMSprop(0.1)):
         recipe = Recipe(optimizer, 7, 2, False, True, (5, 1))

@@ -41,56 +41,6 @@ def quiet(*_: object) -> None:
 # What the backends give for it, each framework alone.
 
 
-def test_gradients_are_those_of_the_formula(backend: Backend, digits: data.Dataset) -> None:
-    model = small(layers=(Flatten(), Dense(10)))
-    weights = zoo.init_weights(model)
-    x, y = data.to_float(digits.train_images[:20]), digits.train_labels[:20]
-    network = backend.build(model, weights, "float64")
-    loss, found = network.gradients(x, y)
-    z = x.reshape(20, -1) @ weights["dense1.weight"].astype(np.float64).T + weights["dense1.bias"]
-    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
-    d = (p - np.eye(10)[y]) / 20
-    np.testing.assert_allclose(loss, training.cross_entropy(z, y), rtol=1e-12)
-    np.testing.assert_allclose(found["dense1.bias"], d.sum(0), rtol=0, atol=1e-14)
-    np.testing.assert_allclose(found["dense1.weight"], d.T @ x.reshape(20, -1), rtol=0, atol=1e-14)
-    for name, array in network.weights().items():
-        np.testing.assert_array_equal(array, weights[name], err_msg="nothing is updated")
-
-
-def test_gradients_come_in_canonical_form(backend: Backend, digits: data.Dataset) -> None:
-    model = small(SGD(0.5))
-    weights = zoo.init_weights(model)
-    x, y = data.to_float(digits.train_images[:32]), digits.train_labels[:32]
-    network = backend.build(model, weights, "float64")
-    network.share_masks(32)
-    _, found = network.gradients(x, y, seed=7)
-    network.train_epoch(x, y, np.arange(32), model.recipe, quiet, seed=7)
-    assert found.keys() == weights.keys()
-    for name, array in network.weights().items():
-        np.testing.assert_allclose(array, weights[name] - 0.5 * found[name], rtol=0, atol=1e-15, err_msg=name)
-
-
-def test_shared_masks_are_the_zoos(backend: Backend, digits: data.Dataset) -> None:
-    """Of each step of an epoch, the last of which has fewer images."""
-    layers = (Dropout(0.25), Flatten(), Dense(10))
-    model = Model("masks", (1, 28, 28), layers, Recipe(SGD(0.0), batch_size=20, epochs=1))
-    weights = zoo.init_weights(model)
-    x, y = data.to_float(digits.train_images[:30]), digits.train_labels[:30]
-    network = backend.build(model, weights, "float64")
-    network.share_masks(20)
-    losses: list[float] = []
-    network.train_epoch(x, y, np.arange(30), model.recipe, lambda _, loss, __: losses.append(loss), seed=3)
-    expected = []
-    for step, rows in ((1, slice(0, 20)), (2, slice(20, 30))):
-        mask = zoo.randomness.dropout_mask(3, step, "dropout1", 0.25, x[rows].shape)
-        z = (x[rows] * mask).reshape(len(mask), -1) @ weights["dense1.weight"].astype(np.float64).T
-        expected.append(training.cross_entropy(z + weights["dense1.bias"], y[rows]))
-    np.testing.assert_allclose(losses, expected, rtol=1e-12)
-    np.testing.assert_array_equal(
-        network.predict(x), backend.build(model, weights, "float64").predict(x), "inference has no masks"
-    )
-
-
 def test_a_mask_keeps_the_mean() -> None:
     mask = zoo.randomness.dropout_mask(0, 1, "dropout1", 0.2, (50, 4, 10, 10))
     assert set(np.unique(mask)) == {0.0, 1.25}

@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import layer_table
 import numpy as np
 import pytest
 
@@ -27,6 +26,7 @@ from zoo.network import Backend
 from zoo.precision import Gain
 from zoo.recipe import SGD, Recipe
 from zoo.runs import Run
+from zoo.testing.layer_table import rows
 from zoo.timing import Interval
 
 TINY = "cnn-padded:out_1=4,out_2=4"
@@ -135,9 +135,7 @@ def test_weights_and_outputs_stay_float32(mixed: Backend, digits: data.Dataset) 
     assert 1e-6 < difference < 0.1
 
 
-@pytest.mark.parametrize(
-    "row", [row for row in layer_table.rows() if row.values[0].parameters and row.values[0].labels]
-)
+@pytest.mark.parametrize("row", [row for row in rows() if row.values[0].parameters and row.values[0].labels])
 def test_every_layer_trains(mixed: Backend, row: Model) -> None:
     """Its gradients are float32's but for bfloat16's rounding, whatever type its output has."""
     images = np.random.default_rng(0).random((16, *row.input_shape), dtype=np.float32)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import scipy.signal
-from layer_table import model_of
 
 import backends
 import zoo
@@ -39,6 +38,7 @@ from zoo.primitives import (
     sigmoid,
     softmax,
 )
+from zoo.testing.layer_table import model_of
 
 LENGTHS = [(8, 5), (8, 4), (7, 2), (5, 5), (6, 6), (9, 1)]  # of input and kernel
 SIZES = [((6, 7), (3, 3)), ((6, 7), (2, 4)), ((5, 5), (5, 4)), ((6, 5), (1, 2)), ((4, 4), (1, 1))]

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from layer_table import RECIPE, rows
 
 import zoo
 from backends import reference
@@ -18,6 +17,7 @@ from zoo import cli, diagram
 from zoo.errors import InvalidInput
 from zoo.layers import Conv2d, Dense, Flatten, MaxPool2d, ReLU
 from zoo.model import Model, receptive_fields
+from zoo.testing.layer_table import RECIPE, rows
 
 
 def show(*arguments: object) -> Result:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from layer_table import rows
 
 import zoo
 from backends.reference import ReferenceNetwork
@@ -20,6 +19,7 @@ from zoo.errors import InvalidInput, InvalidSpec, ZooError
 from zoo.layers import LAYERS, AvgPool2d, Conv2d, MaxPool2d
 from zoo.model import Model, from_dict
 from zoo.randomness import uniform
+from zoo.testing.layer_table import rows
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT / "docs" / "spec.schema.json"

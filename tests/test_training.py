@@ -7,7 +7,6 @@ from math import prod
 
 import numpy as np
 import pytest
-from layer_table import ROWS, Row, model_of
 
 import zoo
 from backends.client import Worker
@@ -31,7 +30,7 @@ from zoo.model import Model, iter_weights
 from zoo.network import Backend
 from zoo.randomness import raw_bits
 from zoo.recipe import SGD, Adam, Optimizer, Recipe, RMSprop
-from zoo.weights import Weights
+from zoo.testing.layer_table import ROWS, Row, model_of
 
 OPTIMIZERS = [
     pytest.param(SGD(0.1), id="sgd"),
@@ -73,70 +72,6 @@ def test_cross_entropy_and_accuracy() -> None:
     expected = np.mean([np.log(np.exp([1, 2, 3]).sum()) - 3, 1000.0])
     np.testing.assert_allclose(training.cross_entropy(outputs, labels), expected, rtol=1e-15)
     assert training.accuracy(outputs, labels) == 0.5
-
-
-def by_hand(
-    weights: Weights, images: np.ndarray, labels: np.ndarray, order: np.ndarray, recipe: Recipe
-) -> Weights:
-    """One epoch of a dense layer in NumPy float64, straight from the formulas of zoo.recipe."""
-    w = {name: array.astype(np.float64) for name, array in weights.items()}
-    a = {name: np.zeros_like(array) for name, array in w.items()}
-    b = {name: np.zeros_like(array) for name, array in w.items()}
-    o = recipe.optimizer
-    for t, start in enumerate(range(0, len(order), recipe.batch_size), start=1):
-        batch = order[start : start + recipe.batch_size]
-        x = images[batch].reshape(len(batch), -1).astype(np.float64)
-        z = x @ w["dense1.weight"].T + w["dense1.bias"]
-        p = np.exp(z - z.max(1, keepdims=True))
-        p /= p.sum(1, keepdims=True)
-        d = (p - np.eye(10)[labels[batch]]) / len(batch)
-        for name, g in {"dense1.weight": d.T @ x, "dense1.bias": d.sum(0)}.items():
-            if isinstance(o, SGD):
-                a[name] = o.momentum * a[name] + g
-                w[name] -= o.learning_rate * (g + o.momentum * a[name] if o.nesterov else a[name])
-            elif isinstance(o, Adam):
-                a[name] = o.beta1 * a[name] + (1 - o.beta1) * g
-                b[name] = o.beta2 * b[name] + (1 - o.beta2) * g**2
-                root = np.sqrt(b[name]) / np.sqrt(1 - o.beta2**t)
-                w[name] -= o.learning_rate / (1 - o.beta1**t) * a[name] / (root + o.epsilon)
-            elif isinstance(o, RMSprop):
-                a[name] = o.alpha * a[name] + (1 - o.alpha) * g**2
-                w[name] -= o.learning_rate * g / (np.sqrt(a[name]) + o.epsilon)
-    return w
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_optimizers_follow_the_written_formula(
-    optimizer: Optimizer, backend: Backend, digits: data.Dataset
-) -> None:
-    model = dense_model(optimizer)
-    split = small_split(digits)
-    weights = zoo.init_weights(model)
-    order = training.batch_order(model.recipe, 0, 1, 200)  # 7 steps, the last of 8 images
-    expected = by_hand(weights, split.train_images, split.train_labels, order, model.recipe)
-    network = backend.build(model, weights, "float64")
-    network.train_epoch(split.train_images, split.train_labels, order, model.recipe, lambda *_: None)
-    for name, array in network.weights().items():
-        np.testing.assert_allclose(array, expected[name], rtol=0, atol=1e-13, err_msg=name)
-
-
-def test_another_formula_is_noticed(backend: Backend, digits: data.Dataset) -> None:
-    """The bound above is not a rubber stamp: a wrong epsilon, momentum or batch breaks it."""
-    split = small_split(digits)
-    for used, meant in (
-        (Adam(1e-3, epsilon=1e-7), Adam(1e-3)),
-        (SGD(0.03, 0.9), SGD(0.03, 0.9, nesterov=True)),
-        (RMSprop(1e-3, alpha=0.9), RMSprop(1e-3)),
-    ):
-        model = dense_model(used)
-        weights = zoo.init_weights(model)
-        order = training.batch_order(model.recipe, 0, 1, 200)
-        network = backend.build(model, weights, "float64")
-        network.train_epoch(split.train_images, split.train_labels, order, model.recipe, lambda *_: None)
-        recipe = dataclasses.replace(model.recipe, optimizer=meant)
-        expected = by_hand(weights, split.train_images, split.train_labels, order, recipe)
-        gap = max(np.abs(array - expected[name]).max() for name, array in network.weights().items())
-        assert gap > 1e-9, used
 
 
 def test_softmax_is_applied_twice_where_the_model_ends_in_it(backend: Backend, digits: data.Dataset) -> None:
@@ -182,16 +117,6 @@ def test_train_reports_what_happened(backend: Backend, digits: data.Dataset) -> 
     assert training.to_csv(training.EPOCHS, trained.epochs).splitlines()[0].startswith("epoch,train_loss")
 
 
-def test_a_dropout_of_rate_0_trains_like_none(backend: Backend, digits: data.Dataset) -> None:
-    recipe = Recipe(SGD(0.1), batch_size=32, epochs=1)
-    losses = []
-    for first in ((), (Dropout(0.0),)):
-        model = Model("m", (1, 28, 28), (*first, Flatten(), Dense(10)), recipe)
-        network = backend.build(model, zoo.init_weights(model))
-        losses.append(training.train(network, recipe, small_split(digits), seed=0, epochs=1).loss["train"])
-    assert losses[0] == losses[1]
-
-
 def test_no_epochs_keep_the_initial_weights(backend: Backend, digits: data.Dataset) -> None:
     model = dense_model(SGD(0.1))
     weights = zoo.init_weights(model)
@@ -210,36 +135,6 @@ def test_a_loss_that_is_not_finite_stops_training(backend: Backend, digits: data
         Diverged, match=r"the loss is (nan|inf) \(last finite one 2\.\d+\).*epoch 1, step \d.*1e\+38"
     ):
         training.train(network, model.recipe, small_split(digits), seed=0, epochs=1)
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_restored_state_goes_on_bit_for_bit(
-    optimizer: Optimizer, backend: Backend, digits: data.Dataset
-) -> None:
-    layers = (Conv2d(3, 5, stride=3), ReLU(), Dropout(0.5), Flatten(), Dense(10))
-    model = Model("stateful", (1, 28, 28), layers, Recipe(optimizer, batch_size=32, epochs=1))
-    split = small_split(digits)
-
-    def epoch(network, number: int) -> None:
-        order = training.batch_order(model.recipe, 0, number, 200)
-        seed = training.epoch_seed(0, number)
-        network.train_epoch(
-            split.train_images, split.train_labels, order, model.recipe, lambda *_: None, seed
-        )
-
-    network = backend.build(model, zoo.init_weights(model))
-    epoch(network, 1)
-    tensors, extra = network.state()
-    epoch(network, 2)
-    resumed = backend.build(model, zoo.init_weights(model, seed=9))
-    resumed.restore(tensors, extra)
-    epoch(resumed, 2)
-    for name, array in network.weights().items():
-        np.testing.assert_array_equal(resumed.weights()[name], array, err_msg=name)
-    forgetful = backend.build(model, {name: tensors[name] for name, _ in iter_weights(model)})
-    epoch(forgetful, 2)
-    same = all(np.array_equal(forgetful.weights()[name], array) for name, array in network.weights().items())
-    assert same == (optimizer == SGD(0.1)), "only plain SGD has nothing to remember"
 
 
 FASTER = {
@@ -313,23 +208,6 @@ def test_keras_trains_the_network_that_predicts(backend: Backend, digits: data.D
             network = backend.build(model, zoo.init_weights(model), dtype="float64")
             other = training.train(network, model.recipe, turned, seed=0, epochs=1)
             assert not np.allclose(losses[0], [row[2] for row in other.history], rtol=1e-6)
-
-
-def test_dropout_is_a_function_of_its_seed(backend: Backend, digits: data.Dataset) -> None:
-    layers = (Dropout(0.5), Flatten(), Dropout(0.5), Dense(10))
-    model = Model("drop", (1, 28, 28), layers, Recipe(SGD(0.1), batch_size=32, epochs=1))
-    split = small_split(digits)
-
-    def weights_after(seed: int) -> np.ndarray:
-        network = backend.build(model, zoo.init_weights(model))
-        order = np.arange(64)
-        network.train_epoch(
-            split.train_images, split.train_labels, order, model.recipe, lambda *_: None, seed
-        )
-        return network.weights()["dense1.weight"]
-
-    np.testing.assert_array_equal(weights_after(1), weights_after(1))
-    assert not np.array_equal(weights_after(1), weights_after(2))
 
 
 def test_the_reference_does_not_train() -> None:
@@ -414,18 +292,6 @@ def test_one_value_has_no_variance(worker: Worker, digits: data.Dataset) -> None
             trained = network.train(seed=0, epochs=1)
             assert all(np.isfinite(array).all() for array in trained.weights.values())
             assert np.abs(trained.weights["batchnorm1.running_mean"]).max() > 0
-
-
-def test_running_statistics_follow_the_formula(worker: Worker, digits: data.Dataset) -> None:
-    """After one step: (1 - momentum) of the start and momentum of the batch, its variance unbiased."""
-    recipe = Recipe(SGD(0.0), batch_size=16, epochs=1, shuffle=False)
-    model = Model("m", (1, 28, 28), (BatchNorm(momentum=0.25), Flatten(), Dense(10)), recipe)
-    split = data.split(digits, 0, seed=0, limit=16)
-    worker.send_data(split)
-    trained = worker.build(model, zoo.init_weights(model), "float64").train(seed=0, epochs=1).weights
-    x = data.to_float(split.train_images).astype(np.float64)
-    np.testing.assert_allclose(trained["batchnorm1.running_mean"], 0.25 * x.mean(), rtol=1e-12)
-    np.testing.assert_allclose(trained["batchnorm1.running_var"], 0.75 + 0.25 * x.var(ddof=1), rtol=1e-12)
 
 
 @pytest.mark.cross

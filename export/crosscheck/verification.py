@@ -168,7 +168,7 @@ def witness_names(thorough: bool = False) -> list[str]:
 
     thorough: the slow ones as well, which compile the whole network.
     """
-    names = [*backends.training_names(), *backends.inference_names()]
+    names = [*backends.training_names(), *backends.variant_names()]
     return [name for name in names if thorough or not backends.is_slow(name)]
 
 

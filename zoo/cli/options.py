@@ -88,7 +88,7 @@ def backend_option(function: Any) -> Any:
         multiple=True,
         metavar="NAME",
         shell_complete=complete_backend,
-        help="torch, keras, or all; may be repeated [default: all installed].",
+        help="torch, keras, another installed one, or all; may be repeated [default: all].",
     )(function)
 
 
@@ -154,7 +154,7 @@ def documented() -> list[str]:
 
 
 def chosen_backends(names: Sequence[str], needed: bool = True) -> list[str]:
-    """The chosen backends, each once, in the order given; "all" is every installed one that trains.
+    """The chosen backends, each once, in the order given; "all" is backends.training_names().
 
     needed: raise BackendUnavailable if none is installed.
     """

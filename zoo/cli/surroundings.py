@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from zoo import __version__, terminal
 from zoo.cli.options import check_packages, json_option, next_commands, print_json, shape
-from zoo.errors import InvalidInput, MachineError, nearest
+from zoo.errors import InvalidInput, MachineError, ZooError, nearest
+
+if TYPE_CHECKING:
+    from backends import Plugin
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -71,11 +74,13 @@ def env(as_json: bool) -> None:
                 "versions": machine.only(backends.distributions(name)),
                 "install": backends.install_command(name),
             }
-            for name in backends.names()
+            for name in backends.own_names()
         },
     }
     if as_json:
-        print_json(found)
+        print_json(
+            {**found, "plugins": [_described(plugin) | _tried(plugin) for plugin in backends.plugins()]}
+        )
         return
     for key in ("zoo", "platform", "processor", "threads", "data_folder", "package"):
         click.echo(f"{key.replace('_', ' '):12} {found[key]}")
@@ -92,7 +97,29 @@ def env(as_json: bool) -> None:
         for name, state in found["backends"].items()
     ]
     click.echo(terminal.table(("backend", "installed", "versions", "to install"), rows))
+    for plugin in backends.plugins():
+        # Whose it is stands there before any of it runs, whatever happens then.
+        click.echo(f"\n{plugin.name} of {plugin.distribution} {plugin.version}")
+        tried = _tried(plugin)
+        versions = ", ".join(f"{name} {number}" for name, number in tried["versions"].items())
+        click.echo(f"  loads: {versions}" if tried["loads"] else f"  does not load: {tried['error']}")
     next_commands(["zoo", "list"])
+
+
+def _described(plugin: Plugin) -> dict[str, Any]:
+    """A backend of another distribution by its metadata alone."""
+    return {"backend": plugin.name, "distribution": plugin.distribution, "version": plugin.version}
+
+
+def _tried(plugin: Plugin) -> dict[str, Any]:
+    """Whether it loads, in a process of its own."""
+    from backends.client import Worker
+
+    try:
+        with Worker(plugin.name) as worker:
+            return {"loads": True, "versions": worker.versions(), "error": None}
+    except ZooError as error:
+        return {"loads": False, "versions": {}, "error": str(error)}
 
 
 def _complete_shell(context: click.Context, parameter: click.Parameter, typed: str) -> list[str]:

@@ -8,6 +8,7 @@ with labels; UNLABELLED holds models without, which may end in anything.
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import pytest
 
@@ -217,7 +218,7 @@ def model_of(layers: tuple[Layer, ...], input_shape: Shape, recipe: Recipe | Non
     return Model("row", input_shape, layers, recipe or RECIPE, labels=labels)
 
 
-def unlabelled() -> list[pytest.param]:  # type: ignore[valid-type]
+def unlabelled() -> list[Any]:
     """The models without labels as pytest parameters."""
     return [
         pytest.param(Model("row", shape, layers, RECIPE, labels=()), id=name)
@@ -225,7 +226,7 @@ def unlabelled() -> list[pytest.param]:  # type: ignore[valid-type]
     ]
 
 
-def rows() -> list[pytest.param]:  # type: ignore[valid-type]
+def rows() -> list[Any]:
     """The whole table as pytest parameters."""
     table = [pytest.param(model_of(layers, shape), id=name) for name, layers, shape, _ in ROWS]
     return table + unlabelled()
