@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,7 +82,7 @@ class Worker:
     """A running backend process. Use it as a context manager; leaving ends the process."""
 
     def __init__(self, backend: str, threads: int | None = None, device: str = "cpu") -> None:
-        """Start the process; the framework itself loads with the first request.
+        """Start the process, which imports its framework; what goes wrong there, the first request is told.
 
         device: where networks are built, "cpu" or "cuda". Raises BackendUnavailable if the framework is not
         installed, MachineError if the backend has no such device.
@@ -221,7 +221,10 @@ class Worker:
 
 
 class Workers:
-    """One worker per backend, started when first needed and again after its death. A context manager."""
+    """One worker per backend, started when first needed, if not before, and again after its death.
+
+    A context manager.
+    """
 
     def __init__(self, threads: int | None = None, device: str = "cpu") -> None:
         self._threads = threads
@@ -237,6 +240,18 @@ class Workers:
             for worker in self._running.values():
                 stack.callback(worker.close)
 
+    def start(self, names: Iterable[str]) -> None:
+        """Let the processes of these backends import their frameworks while others work.
+
+        What goes wrong there is told when they are used.
+        """
+        for name in names:
+            if name not in self._running:
+                self._start(name, self._threads or machine.threads())
+
+    def _start(self, name: str, threads: int) -> None:
+        self._running[name] = Worker(name, threads, **self._elsewhere)
+
     @contextlib.contextmanager
     def use(self, name: str, threads: int | None = None) -> Iterator[Worker]:
         """The worker of a backend. An error ends it, and so does a request during which it died.
@@ -247,7 +262,7 @@ class Workers:
         if name in self._running and self._running[name].threads != wanted:
             self._end(name)
         if name not in self._running:
-            self._running[name] = Worker(name, wanted, **self._elsewhere)
+            self._start(name, wanted)
         try:
             yield self._running[name]
         except BaseException:

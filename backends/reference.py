@@ -76,12 +76,12 @@ def conv2d(layer: Conv2d, x: Array, w: Mapping[str, Array]) -> Array:
     windows = _windows(_pad(x, layer.padding, 0), layer.extent, layer.stride)  # N C H W height width
     windows = windows[..., ::down, ::across]  # N C H W kh kw
     parts = [
-        np.tensordot(part, kernels, axes=((1, 4, 5), (1, 2, 3)))  # N H W O
+        np.tensordot(kernels, part, axes=((1, 2, 3), (1, 4, 5)))  # O N H W
         for part, kernels in zip(
             np.split(windows, layer.groups, axis=1), np.split(w["weight"], layer.groups), strict=True
         )
     ]
-    y = np.concatenate(parts, axis=-1).transpose(0, 3, 1, 2)
+    y = np.concatenate(parts).swapaxes(0, 1)
     return y + w["bias"].reshape(1, -1, 1, 1) if layer.bias else y
 
 

@@ -32,6 +32,7 @@ PROGRESS_SECONDS = 0.1
 # How torch, TensorFlow and JAX say so, each by an error of its own.
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "OOM when allocating", "RESOURCE_EXHAUSTED")
 HOME_PREFIX = "zoo-worker-"  # of the temporary folder that is a worker's KERAS_HOME
+Answer = tuple[dict[str, Any], Arrays]
 
 
 class Worker:
@@ -259,39 +260,48 @@ def _serve() -> None:
     os.dup2(2, 1)
     signals: list[int] = []
     signal.signal(signal.SIGINT, lambda number, _: signals.append(number))
-    worker: Worker | None = None
-    while True:
-        try:
+    workers: list[Worker] = []
+
+    def load() -> Answer:
+        workers.append(Worker(sys.argv[1], output, signals, *sys.argv[2:]))
+        return {}, {}
+
+    try:
+        unusable, _ = _answer(load)  # told whoever asks
+        while True:
             fields, arrays = messages.receive(source)
-        except EOFError:
-            return
-        try:
-            if worker is None:
-                worker = Worker(sys.argv[1], output, signals, *sys.argv[2:])
-            answer, tensors = getattr(worker, fields.pop("do"))(fields, arrays)
+            do = fields.pop("do")
+            if workers:
+                answer, tensors = _answer(getattr(workers[0], do), fields, arrays)
+            else:
+                answer, tensors = unusable, {}
             messages.send(output, answer, tensors)
-        except BrokenPipeError:
-            return
-        except ZooError as error:
-            fault = {"class": type(error).__name__, "arguments": [str(part) for part in error.args]}
-            messages.send(output, {"error": fault})
-        except OSError as error:
-            what = f"cannot write: {error.strerror or error}"
-            fault = {"class": MachineError.__name__, "arguments": [what, str(error.filename or "")]}
-            messages.send(output, {"error": fault})
-        except MemoryError:
-            fault = {"class": MachineError.__name__, "arguments": ["out of memory"]}
-            messages.send(output, {"error": fault})
-        except Exception as error:
-            if any(sign in str(error) for sign in OUT_OF_MEMORY):
-                fault = {
-                    "class": MachineError.__name__,
-                    "arguments": ["out of memory", "", "take a smaller batch or network"],
-                }
-                messages.send(output, {"error": fault})
-                continue
-            text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            messages.send(output, {"bug": text, "traceback": traceback.format_exc()})
+    except (EOFError, BrokenPipeError):
+        return
+
+
+def _answer(request: Callable[..., Answer], *arguments: Any) -> Answer:
+    """What a request gives, or the error that it met as a message."""
+    try:
+        return request(*arguments)
+    except BrokenPipeError:  # nobody listens
+        raise
+    except ZooError as error:
+        return {"error": {"class": type(error).__name__, "arguments": [str(part) for part in error.args]}}, {}
+    except OSError as error:
+        what = f"cannot write: {error.strerror or error}"
+        return _machine_error(what, str(error.filename or "")), {}
+    except MemoryError:
+        return _machine_error("out of memory"), {}
+    except Exception as error:
+        if any(sign in str(error) for sign in OUT_OF_MEMORY):
+            return _machine_error("out of memory", "", "take a smaller batch or network"), {}
+        text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return {"bug": text, "traceback": traceback.format_exc()}, {}
+
+
+def _machine_error(*arguments: str) -> dict[str, Any]:
+    return {"error": {"class": MachineError.__name__, "arguments": list(arguments)}}
 
 
 if __name__ == "__main__":

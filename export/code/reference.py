@@ -236,8 +236,8 @@ def conv2d(
     extent = ((height - 1) * down + 1, (width - 1) * across + 1)
     x = windows(pad(x, padding, 0), extent, stride)[..., ::down, ::across]
     pairs = zip(np.split(x, groups, axis=1), np.split(weight, groups), strict=True)
-    parts = [np.tensordot(part, w, axes=((1, 4, 5), (1, 2, 3))) for part, w in pairs]
-    y = np.concatenate(parts, axis=-1).transpose(0, 3, 1, 2)
+    parts = [np.tensordot(w, part, axes=((1, 2, 3), (1, 4, 5))) for part, w in pairs]
+    y = np.concatenate(parts).swapaxes(0, 1)
     return y if bias is None else y + bias.reshape(1, -1, 1, 1)''',
     "batch_norm": '''\
 def batch_norm(x, weight, bias, mean, variance, epsilon):

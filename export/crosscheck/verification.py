@@ -93,23 +93,26 @@ def verify(
         images = images[:LAYER_IMAGES]
     few = LAYER_IMAGES if thorough else EVALUATOR_IMAGES
     depth = Depth(batches=True, isolated=isolated or thorough, layers=tuple(layers), second_opinion=few)
-    at_work(JUDGE)
-    judgement = judge(model, weights, images)
-    at_work(DIRECT)
-    report = check_direct(model, weights, judgement, depth)
-    at_work(EVALUATOR)
-    opinion = second_opinion(report.layers_onnx, judgement, depth)
-    if opinion.passed and not report.verdict(DIRECT).passed:  # a few images may not show what it found
-        opinion = second_opinion(report.layers_onnx, judgement, replace(depth, second_opinion=LAYER_IMAGES))
-    report.verdicts.append(opinion)
-    for name, content in (files or {}).items():
-        at_work(name)
-        _check_graph(name, content, judgement, depth, report, foreign=True)
+    names = [name for name in names if name != JUDGE]
     with nullcontext(workers) if workers else Workers(threads) as running:
+        running.start(names)  # they import their frameworks meanwhile
+        at_work(JUDGE)
+        judgement = judge(model, weights, images)
+        at_work(DIRECT)
+        report = check_direct(model, weights, judgement, depth)
+        at_work(EVALUATOR)
+        opinion = second_opinion(report.layers_onnx, judgement, depth)
+        if opinion.passed and not report.verdict(DIRECT).passed:  # a few images may not show what it found
+            opinion = second_opinion(
+                report.layers_onnx, judgement, replace(depth, second_opinion=LAYER_IMAGES)
+            )
+        report.verdicts.append(opinion)
+        for name, content in (files or {}).items():
+            at_work(name)
+            _check_graph(name, content, judgement, depth, report, foreign=True)
         for name in names:
-            if name != JUDGE:
-                with running.use(name) as worker:
-                    _check_backend(worker, weights, judgement, depth, report, at_work, backends is not None)
+            with running.use(name) as worker:
+                _check_backend(worker, weights, judgement, depth, report, at_work, backends is not None)
     report.seconds = time.perf_counter() - started
     return report
 
