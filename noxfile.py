@@ -16,6 +16,8 @@ nox.options.error_on_missing_interpreters = True
 SCORED = ("convnet-small", "cnn-padded", "lenet-dropout")
 # Most tests wait for one process at a time, a framework that starts: so several of them run at once.
 SPREAD = ("-n", "auto", "--dist", "worksteal")
+# Set in many images, it has every process that loads a framework compile thousands of modules anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 NEITHER = (
     # tests that are sessions of their own
     "not cross and not full_mnist and not notebooks and not classics and not engines"

@@ -2,8 +2,8 @@
 
     python -m benchmarks.start_up [--out FILE.json]
 
-Every step is a whole process. CPU time is that of the process with its children, which other work on the
-machine hardly changes. Prints Markdown.
+Every step is a whole process, and the first of each, which writes bytecode, is not counted. CPU time is that
+of the process with its children, which other work on the machine hardly changes. Prints Markdown.
 """
 
 from __future__ import annotations

@@ -488,7 +488,7 @@ def test_a_broken_engine_that_nobody_named_is_skipped(
 
     class Broken(Worker):
         def __init__(self, backend: str, threads: int | None = None) -> None:
-            self.backend = backend
+            self.backend, self.threads = backend, threads
 
         def build(self, *_: object) -> None:  # type: ignore[override]
             raise BackendUnavailable("the backend 'keras:jax' is installed but cannot be used")
