@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from functools import singledispatch
+from functools import reduce, singledispatch
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ from zoo.recipe import Recipe
 from zoo.weights import check
 
 Array = np.ndarray
-CHUNK_BYTES = 64 * 2**20  # of unfolded windows at a time
+CHUNK_BYTES = 16 * 2**20  # of unfolded windows at a time: they stay in a cache
 
 
 @singledispatch
@@ -158,7 +158,8 @@ def hard_swish(layer: HardSwish, x: Array, w: Mapping[str, Array]) -> Array:
 
 @apply.register
 def max_pool2d(layer: MaxPool2d, x: Array, w: Mapping[str, Array]) -> Array:
-    return _windows(_pad(x, layer.sides(x.shape[1:]), -np.inf), layer.size, layer.stride).max(axis=(4, 5))
+    windows = _windows(_pad(x, layer.sides(x.shape[1:]), -np.inf), layer.size, layer.stride)
+    return reduce(np.maximum, (windows[..., i, j] for i, j in np.ndindex(layer.size)))
 
 
 @apply.register

@@ -1,11 +1,11 @@
-"""Growth: what `zoo build` costs as images, batch and layers grow; and where its time goes.
+"""Growth: what `zoo build` costs as images, batch and layers grow.
 
     ZOO_DATA=... python -m benchmarks.growth [--backend torch|keras] [--out FOLDER]
 
 Every point is a whole `zoo build` in a process of its own, workers included: CPU seconds, which other work
-on the machine hardly changes, and the largest resident memory of any of its processes. Writes growth.json
-and growth.png, prints Markdown. The exponent of a series is the slope of its last half between logarithms
-of size and cost, the cost of nothing (no epoch) taken off: 1 is linear.
+on the machine hardly changes, and the largest resident memory of any of its processes; of several builds the
+least. Writes growth.json and growth.png, prints Markdown. The exponent of a series is the slope of its last
+half between logarithms of size and cost, the cost of nothing (no epoch) taken off: 1 is linear.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from zoo.model import Model
 IMAGES = (1000, 3000, 10_000, 30_000, 60_000)
 BATCHES = (10, 30, 100, 300, 1000)
 DEPTHS = (2, 5, 10, 20, 50)
-FEW = 3000  # images, where they are not what grows
+FEW = 3000  # images, where layers grow
+SOME = 20_000  # where the batch does
 
 
 class Cost(NamedTuple):
@@ -55,11 +56,16 @@ class Series:
     start: tuple[Cost, ...]
 
     @property
+    def own(self) -> np.ndarray:
+        """CPU seconds, those of no epoch taken off: NaN where the rest is lost in them."""
+        own = np.array([c.cpu - s.cpu for c, s in zip(self.costs, self.start, strict=True)])
+        return np.where(own > 0, own, np.nan)
+
+    @property
     def exponent(self) -> float:
         """The slope of the later half, in logarithms."""
         later = slice(len(self.sizes) // 2, None)
-        own = np.array([c.cpu - s.cpu for c, s in zip(self.costs, self.start, strict=True)])[later]
-        return float(np.polyfit(np.log(self.sizes[later]), np.log(np.maximum(own, 1e-3)), 1)[0])
+        return float(np.polyfit(np.log(self.sizes[later]), np.log(self.own[later]), 1)[0])
 
     @property
     def memory_exponent(self) -> float:
@@ -104,13 +110,16 @@ def batched(size: int) -> Model:
     return dataclasses.replace(plain, name=f"batch-{size}", recipe=recipe)
 
 
-def measure(backend: str, folder: Path, tell: Callable[[str], None]) -> list[Series]:
-    """Three series on a backend."""
+def measure(backend: str, folder: Path, repeats: int, tell: Callable[[str], None]) -> list[Series]:
+    """Three series on a backend. repeats: how many builds a point is, of which the least counts."""
 
     def point(model: Model, epochs: int, limit: int) -> Cost:
         path = folder / f"{model.name}.json"
         path.write_text(model.to_json())
-        cost = build(path, backend, "--epochs", str(epochs), "--limit", str(limit))
+        all_costs = [
+            build(path, backend, "--epochs", str(epochs), "--limit", str(limit)) for _ in range(repeats)
+        ]
+        cost = Cost(*map(min, zip(*all_costs, strict=True)))
         tell(
             f"{model.name} {backend}: {limit} images, epochs {epochs}: {cost.cpu:.1f} s, {cost.memory:.0f} MB"
         )
@@ -120,7 +129,7 @@ def measure(backend: str, folder: Path, tell: Callable[[str], None]) -> list[Ser
     nothing = point(plain, 0, FEW)
     images = tuple(point(plain, 1, count) for count in IMAGES)
     found = [Series("images", backend, IMAGES, images, (nothing,) * len(IMAGES))]
-    batches = tuple(point(batched(size), 1, FEW) for size in BATCHES)
+    batches = tuple(point(batched(size), 1, SOME) for size in BATCHES)
     found.append(Series("batch", backend, BATCHES, batches, (nothing,) * len(BATCHES)))
     depths = tuple(point(deep(count), 1, FEW) for count in DEPTHS)
     start = point(deep(1), 0, FEW)
@@ -135,12 +144,12 @@ def plot(found: list[Series]) -> Figure:
     axes = figure.subplots(2, len(kinds), sharex="col", squeeze=False)
     for column, what in enumerate(kinds):
         for series in (each for each in found if each.what == what):
-            own = [max(c.cpu - s.cpu, 1e-3) for c, s in zip(series.costs, series.start, strict=True)]
-            axes[0, column].loglog(series.sizes, own, "o-", label=series.backend)
+            axes[0, column].loglog(series.sizes, series.own, "o-", label=series.backend)
             memory = [cost.memory for cost in series.costs]
             axes[1, column].loglog(series.sizes, memory, "o-", label=series.backend)
-            line = own[-1] * np.array(series.sizes) / series.sizes[-1]
-            axes[0, column].loglog(series.sizes, line, ":", color="grey", linewidth=1)
+            if what != "batch":  # of which a build gets no dearer
+                line = series.own[-1] * np.array(series.sizes) / series.sizes[-1]
+                axes[0, column].loglog(series.sizes, line, ":", color="grey", linewidth=1)
         axes[0, column].set_title(what)
         axes[1, column].set_xlabel(what)
     axes[0, 0].set_ylabel("CPU seconds, those of no epoch taken off")
@@ -171,14 +180,17 @@ def rows(found: list[Series]) -> list[tuple[str, ...]]:
     "--backend", "backends", type=click.Choice(["torch", "keras"]), multiple=True, help="Default: both."
 )
 @click.option(
+    "--repeats", type=click.IntRange(min=1), default=2, show_default=True, help="Builds of every point."
+)
+@click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("growth"), show_default=True
 )
-def main(backends: tuple[str, ...], out: Path) -> None:
+def main(backends: tuple[str, ...], repeats: int, out: Path) -> None:
     """Measure how the cost of a build grows with images, batch and layers."""
     found: list[Series] = []
     with tempfile.TemporaryDirectory(prefix="zoo-benchmark-") as folder:
         for backend in backends or ("torch", "keras"):
-            found += measure(backend, Path(folder), lambda text: click.echo(text, err=True))
+            found += measure(backend, Path(folder), repeats, lambda text: click.echo(text, err=True))
     out.mkdir(parents=True, exist_ok=True)
     plot(found).savefig(out / "growth.png", dpi=80)
     about: dict[str, Any] = {"processor": machine.processor(), "threads": machine.threads()}

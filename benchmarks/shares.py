@@ -4,7 +4,7 @@
 
 Runs one command in this process and adds up the wall time of disjoint parts of its work: while one part
 runs inside of another, its time is not the other's. What none of them claims is "the rest". With it the
-CPU seconds of this process and of its workers, and the most resident memory of one. Prints Markdown.
+CPU seconds of this process and of its workers, and the most resident memory of one process. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -113,14 +113,13 @@ def measure(arguments: list[str]) -> dict[str, Any]:
         if end.code:
             raise
     watch.switch(None)
-    whose = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    own, workers = ({"cpu": u.ru_utime + u.ru_stime, "peak_mb": u.ru_maxrss / 1024} for u in whose)
+    own, workers = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return {
         "command": ["zoo", *arguments],
         "wall": time.perf_counter() - started,
         "parts": dict(sorted(watch.seconds.items(), key=lambda item: -item[1])),
-        "this process": own,
-        "workers": workers,
+        "cpu": {"here": own.ru_utime + own.ru_stime, "workers": workers.ru_utime + workers.ru_stime},
+        "peak_mb": max(own.ru_maxrss, workers.ru_maxrss) / 1024,  # a worker starts with that of this process
         "machine": {"processor": machine.processor(), "threads": machine.threads()},
     }
 
@@ -130,11 +129,9 @@ def lines(found: dict[str, Any]) -> str:
     rows = [
         (part, f"{seconds:.1f}", f"{seconds / found['wall']:.0%}") for part, seconds in found["parts"].items()
     ]
-    own, workers = found["this process"], found["workers"]
     total = (
-        f"`{' '.join(found['command'])}`: {found['wall']:.1f} s; CPU {own['cpu']:.1f} s here, "
-        f"{workers['cpu']:.1f} s in workers; peak memory {own['peak_mb']:.0f} MB here, "
-        f"{workers['peak_mb']:.0f} MB in the largest worker"
+        f"`{' '.join(found['command'])}`: {found['wall']:.1f} s; CPU {found['cpu']['here']:.1f} s here, "
+        f"{found['cpu']['workers']:.1f} s in workers; at most {found['peak_mb']:.0f} MB in one process"
     )
     table = tabulate.tabulate(rows, ("part", "s", "share"), "github", disable_numparse=True)
     return f"{total}\n\n{table}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import json
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 
 pytest.importorskip("scipy")
 
-from benchmarks import paired, training
+from benchmarks import growth, paired, shares, start_up, training
 from benchmarks.paired import Block, Comparison, Team
 from benchmarks.process import Child
 from zoo import data
@@ -194,3 +196,58 @@ def test_a_competitor_that_fails_is_named() -> None:
         pytest.raises(RuntimeError, match="benchmarks.process:nothing ended with exit code 1"),
     ):
         child.run(1)
+
+
+@pytest.mark.parametrize(
+    ("times", "verdict"), [(11.0, "met"), (13.0, "missed"), (12.0, "open")], ids=["light", "heavy", "between"]
+)
+def test_a_command_that_takes_too_long_is_told(times: float, verdict: str) -> None:
+    """The limits of the start-up: by CPU time whatever the control says, by wall time with a sound one."""
+    found = compared(times)
+    (row,) = start_up.rows(found, start_up.MOST_CPU, cpu=True)
+    assert row[5] == verdict
+    (row,) = start_up.rows(compared(times, control=1.2), start_up.MOST_CPU, cpu=True)
+    assert row[5] == verdict
+    (row,) = start_up.rows(compared(times, control=1.2), start_up.MOST_CPU, cpu=False)
+    assert row[5] == "inconclusive"
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_how_a_cost_grows(power: float) -> None:
+    """What it costs without any is no part of it, and a cost that is lost in that is none."""
+    sizes = (1, 10, 100, 1000)
+    costs = tuple(growth.Cost(5 + 0.1 * size**power, 100.0 * size) for size in sizes)
+    series = growth.Series("images", "torch", sizes, costs, (growth.Cost(5.0, 100.0),) * 4)
+    assert series.exponent == pytest.approx(power)
+    assert series.memory_exponent == pytest.approx(1)
+    cheap = dataclasses.replace(series, costs=(growth.Cost(4.9, 100.0), *costs[1:]))
+    assert np.isnan(cheap.own).tolist() == [True, False, False, False]
+
+
+def test_shares_are_of_disjoint_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(shares.time, "perf_counter", lambda: now[0])
+    watch = shares.Stopwatch()
+
+    def takes(seconds: float) -> None:
+        now[0] += seconds
+
+    def outer() -> None:
+        takes(1)
+        watch.timed("inner", takes)(10)
+        takes(2)
+        raise ValueError("over")
+
+    takes(100)
+    with pytest.raises(ValueError, match="over"):
+        watch.timed("outer", outer)()
+    takes(200)
+    watch.switch(None)
+    assert watch.seconds == {shares.REST: 300, "outer": 3, "inner": 10}
+
+
+def test_every_part_of_a_share_is_there() -> None:
+    for places in shares.PARTS.values():
+        for place in places:
+            module, _, path = place.partition(":")
+            assert callable(operator.attrgetter(path)(importlib.import_module(module))), place

@@ -45,7 +45,7 @@ from zoo.layers import (
 )
 from zoo.model import IMAGE, Model
 
-CHUNK_BYTES = 64 * 2**20  # of unfolded windows at a time, as in backends/reference.py
+CHUNK_BYTES = 16 * 2**20  # of unfolded windows at a time, as in backends/reference.py
 
 
 @singledispatch
