@@ -156,7 +156,7 @@ def mnist(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """How fast the zoo starts and trains (needs MNIST, ZOO_DATA), as Markdown: half an hour."""
+    """How fast the zoo starts and trains, and how that grows (needs MNIST, ZOO_DATA): an hour."""
     session.install("-e", ".[all]", "scipy")
     env = {"ZOO_DATA": os.path.join(session.invoked_from, os.environ.get("ZOO_DATA", ""))}
     pairs = session.create_tmp()
@@ -164,6 +164,8 @@ def bench(session: nox.Session) -> None:
     if not session.posargs:
         session.run("python", "-m", "benchmarks.start_up", "--out", started)
     session.run("python", "-m", "benchmarks.training", "--out", trained, *session.posargs, env=env)
+    if not session.posargs:
+        session.run("python", "-m", "benchmarks.growth", "--out", os.path.join(pairs, "growth"), env=env)
 
 
 @nox.session(default=False)
