@@ -48,7 +48,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Static types (mypy, strict). The frameworks are not needed."""
-    session.install("-e", ".", "mypy", "types-requests", "types-tabulate")
+    session.install("-e", ".", "mypy", "pytest", "types-requests", "types-tabulate")
     session.run("mypy", *session.posargs)
 
 
