@@ -14,7 +14,7 @@ import pytest
 import backends
 import zoo
 from backends import reference
-from backends.client import Worker, environment
+from backends.client import Worker, Workers, environment
 from export.crosscheck import compare
 from zoo.errors import BackendUnavailable, InvalidInput, MachineError, NotSupported, WorkerDied
 from zoo.layers import Dense, Flatten
@@ -154,6 +154,30 @@ def test_the_users_keras_settings_do_not_matter(framework: str, tmp_path: Path, 
     created = {path.name for path in tmp_path.iterdir()} - {".keras", "in.npy", "out.npy"}
     assert not created & {".cache", ".zoo"}
     assert list(settings.iterdir()) == [settings / "keras.json"]
+
+
+def test_workers_that_were_started_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that ended meanwhile is told when it is used, and then started anew."""
+    started: list[str] = []
+    begin = Worker.__init__
+
+    def noted(self: Worker, name: str, *args: object, **kwargs: object) -> None:
+        started.append(name)
+        begin(self, name, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Worker, "__init__", noted)
+    with Workers() as workers:
+        workers.start(["reference"])
+        workers.start(["reference"])
+        with workers.use("reference") as worker:
+            assert worker.versions() == {"numpy": np.__version__}
+        assert started == ["reference"]
+        os.kill(worker._process.pid, signal.SIGKILL)
+        with pytest.raises(MachineError, match="killed"), workers.use("reference") as worker:
+            worker.versions()
+        with workers.use("reference") as worker:
+            worker.versions()
+        assert started == ["reference", "reference"]
 
 
 def test_threads_are_told_to_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,16 +29,9 @@ from zoo.layers import (
 from zoo.model import Model, iter_weights
 from zoo.network import Backend
 from zoo.randomness import raw_bits
-from zoo.recipe import SGD, Adam, Optimizer, Recipe, RMSprop
+from zoo.recipe import SGD, Adam, Optimizer, Recipe
+from zoo.testing.backend import OPTIMIZERS
 from zoo.testing.layer_table import ROWS, Row, model_of
-
-OPTIMIZERS = [
-    pytest.param(SGD(0.1), id="sgd"),
-    pytest.param(SGD(0.03, momentum=0.9), id="momentum"),
-    pytest.param(SGD(0.03, momentum=0.9, nesterov=True), id="nesterov"),
-    pytest.param(Adam(1e-3), id="adam"),
-    pytest.param(RMSprop(1e-3), id="rmsprop"),
-]
 
 
 def small_split(digits: data.Dataset, count: int = 200) -> data.Split:
