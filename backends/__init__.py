@@ -96,6 +96,7 @@ class _Engine:
     needs: tuple[str, ...]  # import names
     distributions: tuple[str, ...]
     trains: bool = True
+    devices: tuple[str, ...] = ("cpu",)
 
 
 COMPILED = "torch:compile"
@@ -103,8 +104,8 @@ ENGINES: dict[str, dict[str, _Engine]] = {  # by backend: what it can run on, wr
     "torch": {"compile": _Engine(("torch",), ("torch",), trains=False)},
     "keras": {
         "tensorflow": _Engine(("keras", "tensorflow"), ("keras", "tensorflow", "tf2onnx")),
-        "jax": _Engine(("keras", "jax"), ("keras", "jax", "jaxlib")),
-        "torch": _Engine(("keras", "torch"), ("keras", "torch", "onnxscript")),
+        "jax": _Engine(("keras", "jax"), ("keras", "jax", "jaxlib"), devices=("cpu", "cuda")),
+        "torch": _Engine(("keras", "torch"), ("keras", "torch", "onnxscript"), devices=("cpu", "cuda")),
     },
 }
 GROUP = "zoo.backends"  # of entry points: name = "module:function", a function backend(engine) -> Backend
@@ -276,7 +277,7 @@ def require_device(name: str, device: str) -> None:
     Whether the machine has one, the backend itself finds out.
     """
     entry, engine = _resolve(name)
-    devices = ("cpu",) if engine or isinstance(entry, Plugin) else entry.devices
+    devices = ("cpu",) if isinstance(entry, Plugin) else (engine or entry).devices
     if device not in devices:
         raise MachineError(
             f"the device {device!r} is not available for the backend {name!r}",

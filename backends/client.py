@@ -45,6 +45,15 @@ main()
 """
 
 
+def _xla_on_cuda() -> dict[str, str]:
+    """The same bits every time, products in float32, and no more of the device's memory than is needed."""
+    return {
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip(),
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
+
+
 def environment(backend: str, threads: int, home: str, device: str = "cpu") -> dict[str, str]:
     """The environment of a backend's process. home: a folder of its own, where frameworks leave files.
 
@@ -72,9 +81,9 @@ def environment(backend: str, threads: int, home: str, device: str = "cpu") -> d
         "TF_NUM_INTRAOP_THREADS": str(threads),
         "TF_NUM_INTEROP_THREADS": "1",
         "JAX_ENABLE_X64": "1",  # without it JAX has no float64; what is float32 stays so
-        "JAX_PLATFORMS": "cpu",
+        "JAX_PLATFORMS": "cpu" if device == "cpu" else "",  # "": what there is, which the backend looks at
         "NPROC": str(threads),  # how many threads XLA starts on a CPU
-        **({"CUDA_VISIBLE_DEVICES": "-1"} if device == "cpu" else {}),
+        **({"CUDA_VISIBLE_DEVICES": "-1"} if device == "cpu" else _xla_on_cuda()),
     }
 
 

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from zoo.errors import BackendUnavailable, InvalidInput, NotSupported, UnsupportedLayer
+from zoo.errors import BackendUnavailable, InvalidInput, MachineError, NotSupported, UnsupportedLayer
 from zoo.layers import (
     ELU,
     GELU,
@@ -735,6 +735,16 @@ def _precision(dtype: str) -> Iterator[None]:
         keras.config.set_dtype_policy(policy)
 
 
+def _plain_sums() -> contextlib.AbstractContextManager[None]:
+    """Convolutions without cuDNN on torch: its transforms round more than sums of products can."""
+    if keras.backend.backend() != "torch":
+        return contextlib.nullcontext()
+    import torch
+
+    flags: contextlib.AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=False)
+    return flags
+
+
 class _Variable(NamedTuple):
     """One weight: its canonical name and shape, and Keras' variable with a shape and axes of its own.
 
@@ -837,13 +847,13 @@ class KerasNetwork:
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """(N, *model.output_shape) in the network's dtype."""
-        with _precision(self.dtype):
+        with _precision(self.dtype), _plain_sums():
             images = images.astype(self.dtype)
             return np.asarray(self.network.predict(images, batch_size=CHUNK, verbose=0))
 
     def call(self, images: np.ndarray) -> np.ndarray:
         """The same as `predict` by calling the network itself: eagerly, without Keras' loop over batches."""
-        with _precision(self.dtype):
+        with _precision(self.dtype), _plain_sums():
             chunks = (images[start : start + CHUNK] for start in range(0, len(images), CHUNK))
             called = [
                 self.network(ops.convert_to_tensor(x.astype(self.dtype)), training=False) for x in chunks
@@ -852,7 +862,7 @@ class KerasNetwork:
 
     def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Every layer's output by path, 4-D ones back in NCHW."""
-        with _precision(self.dtype):
+        with _precision(self.dtype), _plain_sums():
             if self._inner is None:
                 self._inner = keras.Model(self.network.inputs, self._outputs)
             images = images.astype(self.dtype)
@@ -1022,6 +1032,30 @@ class KerasNetwork:
         self._pending = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
+def _require_cuda() -> None:
+    """Raise MachineError unless the engine runs on a CUDA device; on torch, have it compute in float32.
+
+    JAX is told so before it starts, by its environment.
+    """
+    engine, found = keras.backend.backend(), False
+    if engine == "jax":
+        import jax
+
+        found = jax.default_backend() == "gpu"
+    if engine == "torch":
+        import torch
+
+        found = torch.cuda.is_available()
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    if not found:
+        raise MachineError(
+            f"the device 'cuda' is not available: {engine} finds none",
+            "--device",
+            f"use cpu, or install a {engine} for CUDA",
+        )
+
+
 class KerasBackend:
     """Keras as a zoo.network.Backend, on the engine that this process has imported."""
 
@@ -1029,17 +1063,26 @@ class KerasBackend:
         engine = keras.backend.backend()
         self.name = "keras" if engine == "tensorflow" else f"keras:{engine}"
 
-    def build(self, model: Model, weights: Mapping[str, np.ndarray], dtype: str = "float32") -> KerasNetwork:
+    def build(
+        self,
+        model: Model,
+        weights: Mapping[str, np.ndarray],
+        dtype: str = "float32",
+        device: str = "cpu",
+    ) -> KerasNetwork:
         """The network of a model.
 
-        Raises UnsupportedLayer if a layer has no rule here, NotSupported if the engine does not
-        compute in this dtype.
+        device: "cpu", or "cuda" where that is what the engine runs on in this process. Raises
+        UnsupportedLayer if a layer has no rule here, NotSupported if the engine does not compute in this
+        dtype, MachineError without the device.
         """
         if dtype not in ("float32", "float64"):
             raise InvalidInput(f"dtype {dtype!r} is neither float32 nor float64")
         if keras.backend.backend() == "torch" and keras.backend.result_type(dtype, dtype) != dtype:
             # Keras 3.15 on torch: matmul casts its float64 operands to float32, without a word.
             raise NotSupported(f"{self.name} computes matrix products of {dtype} in float32")
+        if device != "cpu":
+            _require_cuda()
         return KerasNetwork(model, weights, dtype)
 
     def versions(self) -> dict[str, str]:

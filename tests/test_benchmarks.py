@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 pytest.importorskip("scipy")
 
-from benchmarks import growth, paired, shares, start_up, training
+from benchmarks import drawn, growth, paired, shares, start_up, training
 from benchmarks.paired import Block, Comparison, Team
 from benchmarks.process import Child
 from zoo import data
@@ -251,3 +252,31 @@ def test_every_part_of_a_share_is_there() -> None:
         for place in places:
             module, _, path = place.partition(":")
             assert callable(operator.attrgetter(path)(importlib.import_module(module))), place
+
+
+def test_drawn_digits_are_counted_beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten digits a hand, in every style; a model that calls everything a 3 loses nine of ten."""
+    plain = drawn.outputs
+
+    def outputs(model: str, digits: drawn.Drawn) -> np.ndarray:
+        if model == "three":
+            return np.tile(np.eye(10)[3], (len(digits.labels), 1))
+        return plain(model, digits)
+
+    monkeypatch.setattr(drawn, "outputs", outputs)
+    result = CliRunner().invoke(drawn.main, ["cnn-tiny", "three", "--hands", "2"], catch_exceptions=False)
+    assert "20 drawings; lost and gained against cnn-tiny" in result.output
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in result.output.splitlines()[4:]]
+    right = int(rows[0][1])
+    assert right >= 18
+    assert rows[0] == ["`cnn-tiny`", f"{right}", f"{20 - right}", "0", "0", "1"]
+    assert rows[1][:3] == ["`three`", "2", "18"]
+    assert int(rows[1][3]) - int(rows[1][4]) == right - 2
+    assert float(rows[1][5]) < 0.001
+
+
+def test_every_drawing_is_another_one() -> None:
+    digits = drawn.draw_all([3, 4])
+    assert digits.images.shape == (20, 28, 28)
+    assert digits.labels.tolist() == [*range(10), *range(10)]
+    assert len(np.unique(digits.images.reshape(20, -1), axis=0)) == 20

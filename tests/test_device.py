@@ -192,10 +192,11 @@ def test_a_device_that_is_not_there_is_an_error(framework: str, run) -> None:
 
 
 def test_backends_that_know_the_cpu_only() -> None:
-    for name in ("reference", "keras", "keras:jax", "torch:compile"):
+    for name in ("reference", "keras", "keras:tensorflow", "torch:compile"):
         with pytest.raises(MachineError, match="is not available for the backend .*it trains on cpu"):
             backends.require_device(name, "cuda")
-    backends.require_device("torch", "cuda")
+    for name in ("torch", "keras:jax", "keras:torch"):
+        backends.require_device(name, "cuda")
 
 
 def test_a_compiled_network_is_on_the_cpu(backend: Backend) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from backends.client import Worker
 from export import build, parity
 from export.build import Options
 from zoo import data
-from zoo.errors import BackendUnavailable, NotSupported
+from zoo.errors import BackendUnavailable, MachineError, NotSupported
 from zoo.layers import AvgPool2d, BatchNorm, Conv2d, Dense, Dropout, Flatten, MaxPool2d, ReLU, Softmax
 from zoo.model import Model
 from zoo.recipe import SGD, Adam, Optimizer, Recipe, RMSprop
@@ -139,6 +141,53 @@ def test_a_build_on_an_engine(engine: str, tmp_path: Path) -> None:
     assert (outcome.path / "native.onnx").is_file() == (engine == "keras:torch")
     (again,) = build.build([model], [engine], options, lambda _: None)
     assert again.up_to_date
+
+
+@pytest.fixture
+def cuda_engine(engine: str) -> str:
+    """Keras' other engines on a machine with a CUDA device, which CUDA_VISIBLE_DEVICES=0 shows to tests."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "-1" or not shutil.which("nvidia-smi"):
+        pytest.skip("there is no CUDA device")
+    return engine
+
+
+def test_an_engine_on_cuda_follows_its_path_on_the_cpu(cuda_engine: str, digits: data.Dataset) -> None:
+    exact = cuda_engine != "keras:torch"
+    dtype, steps = ("float64", 30) if exact else ("float32", 10)
+    model = Model("small", (1, 28, 28), LAYERS, Recipe(Adam(1e-3), batch_size=33, epochs=3))
+    with Worker(cuda_engine) as cpu, Worker(cuda_engine, device="cuda") as cuda:
+        found = follow(model, [cpu, cuda], digits, dtype, steps)
+    assert found.passed, found.failure
+    assert found.steps == steps
+    if not exact:
+        assert found.loss.largest < 1e-5
+        assert found.worst_weight[1].largest < 1e-4
+
+
+def test_a_build_on_cuda(cuda_engine: str, tmp_path: Path) -> None:
+    """Documented models pass every check there, and the same training gives the same bits."""
+    models = [zoo.get("cnn-padded"), zoo.get("lenet-dropout")]
+    weights = []
+    for folder in ("one", "two"):
+        options = Options(data="digits", limit=600, out=tmp_path / folder, device="cuda")
+        for outcome in build.build(models, [cuda_engine], options, lambda _: None):
+            assert outcome.error is None, outcome.error
+            assert outcome.report is not None
+            assert outcome.path is not None
+            assert outcome.report["device"] == "cuda"
+            weights.append((outcome.path / "weights.safetensors").read_bytes())
+    assert weights[: len(models)] == weights[len(models) :]
+
+
+@pytest.mark.cross
+def test_a_device_that_an_engine_does_not_find(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    model = zoo.get("cnn-padded")
+    with (
+        Worker(engine, device="cuda") as worker,
+        pytest.raises(MachineError, match="'cuda' is not available: (jax|torch) finds none"),
+    ):
+        worker.build(model, zoo.init_weights(model))
 
 
 @pytest.mark.engines

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawing import HAND_COUNT, draw, grey, photographed, ruled
 from PIL import Image
 
+from benchmarks.drawing import HAND_COUNT, draw, grey, photographed, ruled
 from export.predict import Predictor
 from zoo import data, handwriting, pretrained
 from zoo.errors import InvalidInput

@@ -22,9 +22,9 @@ import mutation
 import numpy as np
 import onnx
 import pytest
-from drawing import draw, grey
 
 import zoo
+from benchmarks.drawing import draw, grey
 from export import artifacts, doctor, report, seal
 from export.graph import serialize, to_onnx
 from export.imports import reading

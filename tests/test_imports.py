@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from drawing import draw, grey
 
+from benchmarks.drawing import draw, grey
 from zoo import cli
 
 ROOT = Path(__file__).parents[1]

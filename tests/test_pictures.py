@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawing import draw, grey
 from PIL import Image
 
+from benchmarks.drawing import draw, grey
 from zoo import pictures
 from zoo.errors import InvalidInput
 

@@ -183,6 +183,20 @@ def test_it_goes_on_bit_for_bit(mixed: Backend, digits: data.Dataset) -> None:
             np.testing.assert_array_equal(again.weights[name], array, err_msg=name)
 
 
+@pytest.mark.parametrize("name", zoo.names())
+def test_the_first_step_on_cuda(mixed: Backend, name: str, digits: data.Dataset) -> None:
+    """Under the limits that hold on the CPU, which the step in float64 there gives."""
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    model = zoo.get(name)
+    batch = batch_of(model, digits)
+    exact, limits = judged(mixed, model, batch)
+    found = first_step(mixed, model, zoo.init_weights(model), batch, device="cuda", precision="bf16")
+    judgement = result(mixed_precision.distance(exact, found), limits)
+    assert judgement.passed, judgement.findings
+
+
 def test_a_graph_of_a_step_on_cuda(mixed: Backend, digits: data.Dataset) -> None:
     """Two epochs give the same bits twice, and losses near the CPU's."""
     torch = pytest.importorskip("torch")

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from drawing import HAND_COUNT, STYLES, draw, grey
 from PIL import Image
 from test_imports import command, loaded
 from test_pictures import LOSSLESS, LOSSY
 
 import zoo
+from benchmarks.drawing import HAND_COUNT, STYLES, draw, grey
 from export import predict
 from export.graph import serialize, to_onnx
 from export.predict import Predictor

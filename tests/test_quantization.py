@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from drawing import draw, grey
 from onnx import TensorProto, numpy_helper
 
 import zoo
+from benchmarks.drawing import draw, grey
 from export import accuracy_drop, artifacts, doctor, predict, quantization, seal
 from export.accuracy_drop import Drop
 from export.graph import describe, serialize, to_onnx

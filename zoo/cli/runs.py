@@ -63,7 +63,10 @@ Examples:
 @click.option("--pretrained", is_flag=True, help="Take the weights of the package instead of training.")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's event files into each run.")
 @click.option(
-    "--device", default="cpu", show_default=True, help="Where to train: cpu, or cuda (torch alone)."
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="Where to train: cpu, or cuda (torch, keras:jax, keras:torch).",
 )
 @click.option(
     "--precision",

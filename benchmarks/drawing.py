@@ -1,4 +1,4 @@
-"""Digits drawn for the tests, stroke by stroke, in several hands, and saved in many styles.
+"""Digits drawn for tests and benchmarks, stroke by stroke, in any number of hands, saved in many styles.
 
 A digit is a list of strokes; a stroke is a few points of the unit square through which a smooth
 curve goes, as a hand would. `draw` gives its coverage, a style makes a picture file of it.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -69,13 +70,14 @@ HANDS: dict[int, list[list[Points]]] = {
 
 
 HURRIED = 0.05  # how far a point of a hurried hand may be off, standard deviation in digit heights
-HAND_COUNT = 9  # three hands drawn with care, and each of them twice in a hurry
+CAREFUL = 3  # hands drawn with care; all that follow are these in a hurry
+HAND_COUNT = 9  # what tests go through: each of the three hands twice in a hurry as well
 
 
 def strokes(digit: int, hand: int) -> list[Points]:
-    """The strokes of a digit in one of HAND_COUNT hands; from the fourth on, the first three in a hurry."""
-    careful = HANDS[digit][hand % 3]
-    if hand < 3:
+    """The strokes of a digit in a hand, counted from 0; from the fourth on, the first three in a hurry."""
+    careful = HANDS[digit][hand % CAREFUL]
+    if hand < CAREFUL:
         return careful
     rng = np.random.default_rng([digit, hand])
     slant, breadth = rng.uniform(-0.25, 0.25), rng.uniform(0.75, 1.25)
@@ -228,7 +230,7 @@ def _pencil(digit: int, hand: int, path: Path) -> Path:
     return _save(grey(0.93 - 0.3 * coverage * grain + rng.normal(0, 0.01, grain.shape)), path, ".png")
 
 
-def _save(image: Image.Image, path: Path, suffix: str, **options: int) -> Path:
+def _save(image: Image.Image, path: Path, suffix: str, **options: Any) -> Path:
     path = path.with_suffix(suffix)
     image.save(path, **options)
     return path
