@@ -217,7 +217,7 @@ def pad(x, sides, value):
     """x (N, C, H, W) with a value around it; sides: top, left, bottom, right."""
     top, left, bottom, right = sides
     around = ((0, 0), (0, 0), (top, bottom), (left, right))
-    return np.pad(x, around, constant_values=value)''',
+    return np.pad(x, around, constant_values=value) if any(sides) else x''',
     "windows": '''\
 def windows(x, size, stride):
     """All windows of x (N, C, H, W), as (N, C, rows, columns, height, width)."""
