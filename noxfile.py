@@ -156,7 +156,7 @@ def mnist(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """How fast the zoo starts and trains, and how that grows (needs MNIST, ZOO_DATA): an hour."""
+    """How fast the zoo starts and trains, how that grows, drawn digits (needs MNIST, ZOO_DATA): an hour."""
     session.install("-e", ".[all]", "scipy")
     env = {"ZOO_DATA": os.path.join(session.invoked_from, os.environ.get("ZOO_DATA", ""))}
     pairs = session.create_tmp()
@@ -166,6 +166,7 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.training", "--out", trained, *session.posargs, env=env)
     if not session.posargs:
         session.run("python", "-m", "benchmarks.growth", "--out", os.path.join(pairs, "growth"), env=env)
+        session.run("python", "-m", "benchmarks.drawn")
 
 
 @nox.session(default=False)

@@ -1032,10 +1032,10 @@ class KerasNetwork:
         self._pending = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _require_cuda() -> None:
-    """Raise MachineError unless the engine runs on a CUDA device; on torch, have it compute in float32.
+def _use_cuda() -> None:
+    """Products in float32 and the same bits every time; raises MachineError if the engine has no CUDA device.
 
-    JAX is told so before it starts, by its environment.
+    That it runs there if there is one is the engine's own choice. JAX is told the rest by its environment.
     """
     engine, found = keras.backend.backend(), False
     if engine == "jax":
@@ -1082,7 +1082,7 @@ class KerasBackend:
             # Keras 3.15 on torch: matmul casts its float64 operands to float32, without a word.
             raise NotSupported(f"{self.name} computes matrix products of {dtype} in float32")
         if device != "cpu":
-            _require_cuda()
+            _use_cuda()
         return KerasNetwork(model, weights, dtype)
 
     def versions(self) -> dict[str, str]:

@@ -180,6 +180,17 @@ def test_workers_that_were_started_are_used(monkeypatch: pytest.MonkeyPatch) -> 
         assert started == ["reference", "reference"]
 
 
+def test_a_worker_sees_the_device_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise Keras' engines take whatever is there; the user's own XLA flags stay."""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    cpu, cuda = (environment("keras:jax", 1, "", device) for device in ("cpu", "cuda"))
+    assert (cpu["CUDA_VISIBLE_DEVICES"], cpu["JAX_PLATFORMS"]) == ("-1", "cpu")
+    assert (cuda["CUDA_VISIBLE_DEVICES"], cuda["JAX_PLATFORMS"]) == ("3", "")
+    assert cpu["XLA_FLAGS"] == "--xla_dump_to=x"
+    assert cuda["XLA_FLAGS"] == "--xla_dump_to=x --xla_gpu_deterministic_ops=true"
+
+
 def test_threads_are_told_to_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "garbage")
     assert environment("reference", 1, "")["OMP_NUM_THREADS"] == "1"

@@ -151,6 +151,16 @@ def test_every_language_has_a_backend() -> None:
     assert set(BACKENDS.values()) == set(backends.own_names())
 
 
+def test_no_padding_copies_nothing() -> None:
+    """A copy has another memory layout, and BLAS may sum what lies otherwise in another order."""
+    names: dict[str, object] = {}
+    exec(code.program(zoo.get("cnn-padded"), "numpy").replace("__main__", ""), names)
+    x = np.ones((2, 3, 4, 4)).swapaxes(0, 1)
+    pad = names["pad"]
+    assert pad(x, (0, 0, 0, 0), 0) is x  # type: ignore[operator]
+    assert pad(x, (1, 0, 0, 0), 7)[0, 0, 0].tolist() == [7] * 4  # type: ignore[operator]
+
+
 @pytest.mark.parametrize("language", code.LANGUAGES)
 def test_rules_are_complete_and_stand_in_the_order_of_the_layers(language: str) -> None:
     rules = dict(importlib.import_module(code.LANGUAGES[language]).emit.registry)
