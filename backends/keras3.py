@@ -622,19 +622,20 @@ class _Adam(_Rule):
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         beta1, beta2 = self.recipe.beta1, self.recipe.beta2
         m, v = self._slot("momentum", variable), self._slot("velocity", variable)
-        new_m = self._constant(beta1, m) * m + self._constant(1 - beta1, m) * gradient
-        new_v = self._constant(beta2, v) * v + self._constant(1 - beta2, v) * ops.square(gradient)
+        # b m + (1 - b) g as m + (1 - b) (g - m): each pass over the weights takes time.
+        new_m = m + self._constant(1 - beta1, m) * (gradient - m)
+        new_v = v + self._constant(1 - beta2, v) * (ops.square(gradient) - v)
         self.assign(m, new_m)
         self.assign(v, new_v)
         # The bias corrections in float64: 1 - 0.999^t loses 1e-5 of itself in float32 at t = 1.
         t = ops.cast(self.iterations, "float64") + 1
         correction1 = 1 - ops.power(ops.convert_to_tensor(np.float64(beta1)), t)
         correction2 = ops.sqrt(1 - ops.power(ops.convert_to_tensor(np.float64(beta2)), t))
-        rate = ops.convert_to_tensor(self.rate) / correction1
+        # Both sides of the fraction are multiplied by the second, for the same reason.
         dtype = keras.backend.standardize_dtype(variable.dtype)
-        rate, correction2 = ops.cast(rate, dtype), ops.cast(correction2, dtype)
-        epsilon = self._constant(self.recipe.epsilon, variable)
-        self.assign_sub(variable, rate * new_m / (ops.sqrt(new_v) / correction2 + epsilon))
+        rate = ops.cast(ops.convert_to_tensor(self.rate) * correction2 / correction1, dtype)
+        epsilon = ops.cast(self.recipe.epsilon * correction2, dtype)
+        self.assign_sub(variable, rate * new_m / (ops.sqrt(new_v) + epsilon))
 
 
 class _RMSprop(_Rule):
