@@ -824,7 +824,7 @@ class KerasNetwork:
                 x = _DenseOfImage(self.network.get_layer(dense), name=f"{dense}.image", dtype=self.dtype)(x)
                 for node in nodes[i + 2 :]:
                     x = self.network.get_layer(_named(node.path))(x)
-                return keras.Model(self.network.inputs, x)
+                return keras.Model(self.network.input, x)
         return self.network
 
     def _variables(self) -> Iterator[_Variable]:
@@ -865,7 +865,7 @@ class KerasNetwork:
         """Every layer's output by path, 4-D ones back in NCHW."""
         with _precision(self.dtype), _plain_sums():
             if self._inner is None:
-                self._inner = keras.Model(self.network.inputs, self._outputs)
+                self._inner = keras.Model(self.network.input, self._outputs)
             images = images.astype(self.dtype)
             outputs = self._inner.predict(images, batch_size=CHUNK, verbose=0)
         paths = [node.path for node in self.model.walk()]  # JAX sorts what it gives by name
@@ -950,7 +950,7 @@ class KerasNetwork:
     ) -> tuple[float, dict[str, np.ndarray]]:
         """The loss over these images and its gradients, by the names of the weights."""
         with _precision(self.dtype):
-            twin = keras.Model(self._training.inputs, self._training.outputs)  # the same layers
+            twin = keras.Model(self._training.input, self._training.output)  # the same layers
             rule = _Gradient(SGD(0.0))
             _compile(twin, rule, self.dtype, bool(self._masks))
             self._seed_dropout(seed)

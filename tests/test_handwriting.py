@@ -248,14 +248,15 @@ def thinned(image: np.ndarray) -> np.ndarray:
     return fine
 
 
-CHANGES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
-    "as it is": (lambda image: image, 0.98),
-    "inverted": (lambda image: 1 - image, 0.98),
-    "four pixels off": (lambda image: np.roll(image, (4, 4), (0, 1)), 0.97),
-    "at half size": (lambda image: np.pad(resized(image, 14), ((3, 40), (30, 5))), 0.94),
-    "ten times as large": (lambda image: 1 - resized(image, 280), 0.975),
-    "thin": (lambda image: 1 - thinned(image), 0.94),
-    "photographed": (lambda image: photographed(np.pad(resized(image, 300), 150), 3), 0.96),
+# change, least accuracy, one image of how many: to find a digit in a photograph takes the longest
+CHANGES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float, int]] = {
+    "as it is": (lambda image: image, 0.98, 25),
+    "inverted": (lambda image: 1 - image, 0.98, 25),
+    "four pixels off": (lambda image: np.roll(image, (4, 4), (0, 1)), 0.97, 25),
+    "at half size": (lambda image: np.pad(resized(image, 14), ((3, 40), (30, 5))), 0.94, 25),
+    "ten times as large": (lambda image: 1 - resized(image, 280), 0.975, 25),
+    "thin": (lambda image: 1 - thinned(image), 0.94, 25),
+    "photographed": (lambda image: photographed(np.pad(resized(image, 300), 150), 3), 0.96, 100),
 }
 
 
@@ -263,9 +264,9 @@ CHANGES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_accuracy_on_mnist(change: str, mnist_folder: Path, predictor: Predictor) -> None:
     dataset = data.read_folder(mnist_folder, "mnist")
-    every = slice(None, None, 25)
+    function, least, step = CHANGES[change]
+    every = slice(None, None, step)
     labels = dataset.test_labels[every]
-    function, least = CHANGES[change]
     images = [to_mnist(function(image / 255)) for image in dataset.test_images[every, 0].astype(np.float64)]
     right = [said.label == str(label) for said, label in zip(predictor.predict(images), labels, strict=True)]
     assert np.mean(right) >= least

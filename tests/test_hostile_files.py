@@ -33,7 +33,7 @@ from zoo.errors import ZooError
 from zoo.runs import Run
 from zoo.specfile import load_spec, write
 
-SECONDS = float(os.environ.get("ZOO_MUTATION_SECONDS", 5))
+SECONDS = float(os.environ.get("ZOO_MUTATION_SECONDS", 3))
 SLOWEST = 10.0  # for one file
 MEMORY = 512 * 2**20  # more than before
 MODEL = zoo.get("cnn-padded:out_1=2,out_2=2")

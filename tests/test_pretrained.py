@@ -124,12 +124,12 @@ def test_exporting_again_changes_nothing(copy: Path) -> None:
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
 
 
-def test_only_documented_runs_are_shipped(tmp_path: Path, framework: str) -> None:
+def test_only_documented_runs_are_shipped(tmp_path: Path) -> None:
     from export.build import Options, build
 
-    build([zoo.get("convnet")], [framework], Options(data="digits", epochs=0, out=tmp_path), print)
-    (tmp_path / "convnet" / framework).rename(tmp_path / "convnet" / "run")
-    (tmp_path / "convnet" / "run").rename(tmp_path / "convnet" / shipping.BACKEND)
+    options = Options(data="digits", out=tmp_path, pretrained=True)
+    (outcome,) = build([zoo.get("lenet-dropout")], ["reference"], options, print)
+    outcome.path.rename(tmp_path / "lenet-dropout" / shipping.BACKEND)
     with pytest.raises(InvalidInput, match="not the documented recipe on the whole of MNIST"):
         shipping.ship(tmp_path, tmp_path)
 
