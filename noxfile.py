@@ -12,8 +12,8 @@ import nox
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.sessions = ["lint", "types", "bare", "doctor", "torch", "keras", "cross", "notebooks"]
 nox.options.error_on_missing_interpreters = True
-# With the model of tests/test_selftest.py they have every fault; the session `selftest` takes all five.
-SCORED = ("cnn-padded", "lenet-dropout")
+# With the model of tests/test_selftest.py it has every fault; the session `selftest` takes all five.
+SCORED = ("lenet-dropout",)
 # Most tests wait for one process at a time, a framework that starts: so several of them run at once.
 SPREAD = ("-n", "auto", "--dist", "worksteal")
 # Tests run beside each other: NumPy's threads wait by spinning, which took up to a third of their CPU time.

@@ -98,6 +98,10 @@ def quietly() -> Iterator[None]:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet_stderr():
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
+            # What torch says of every network: that Keras' layers look at their sizes while they are traced,
+            # and that a padding stays unfolded. The file is compared with the network.
+            for message in ("Converting a tensor to a Python", "Constant folding - Only steps=1"):
+                warnings.filterwarnings("ignore", message=message)
             yield
     finally:
         logging.disable(kept)

@@ -9,6 +9,7 @@ whole degrees of freedom: SciPy would be a large dependency for one quantile.
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Sequence
@@ -93,6 +94,7 @@ def seeds_for(deviation: float, margin: float = MARGIN, alpha: float = ALPHA, po
     return MOST_SEEDS
 
 
+@functools.cache
 def t_quantile(probability: float, freedom: int) -> float:
     """Where Student's distribution function reaches a probability in [0.5, 1), by bisection."""
     low, high = 0.0, 1.0
