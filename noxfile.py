@@ -12,7 +12,8 @@ import nox
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.sessions = ["lint", "types", "bare", "doctor", "torch", "keras", "cross", "notebooks"]
 nox.options.error_on_missing_interpreters = True
-# With the model of tests/test_selftest.py it has every fault; the session `selftest` takes all five.
+# With the model of tests/test_selftest.py it has every fault of torch, Keras and ONNX files; on Keras' other
+# engines those of a softmax and of padding are left to the session `selftest`, which takes all five.
 SCORED = ("lenet-dropout",)
 # Most tests wait for one process at a time, a framework that starts: so several of them run at once.
 SPREAD = ("-n", "auto", "--dist", "worksteal")

@@ -24,18 +24,15 @@ EVERY = [(source, name) for source, (_, names) in SOURCES.items() for name in na
 SOURCE = {backend: source for source, (backend, _) in SOURCES.items()}
 
 
-def checks(wish: Wish, worker: Worker, backend: bool = True) -> list[judging.Check]:
-    """Every witness in this worker's framework against the original, on images of 64 x 64.
-
-    backend: with the backend itself; otherwise the reference and the ONNX file alone.
-    """
+def checks(wish: Wish, worker: Worker) -> list[judging.Check]:
+    """Every witness in this worker's framework against the original, on images of 64 x 64."""
     adopted = originals.adopt(wish, worker)
     small = wish.model(size=originals.SMALL)
     images = probes(small, 1)
     single, double = adopted.expected(images, "float32"), adopted.expected(images)
     with Workers() as workers:
         workers.use = lambda name: _Shared(worker)  # type: ignore[assignment,method-assign,return-value]
-        candidate = judging.Candidate(small, adopted.weights, [worker.backend] * backend, workers, print)
+        candidate = judging.Candidate(small, adopted.weights, [worker.backend], workers, print)
         limit = judging.allowed(double, single)
         return [*candidate.float32(images, double, limit), *candidate.float64(small, images, double)]
 
@@ -124,8 +121,7 @@ def test_a_wrong_weight_is_noticed(worker: Worker, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(originals, "_named", wrong)
     wish = Wish(SOURCE[worker.backend], NAMES[worker.backend])
-    found = checks(wish, worker, backend=False)
-    assert len(found) == 3
+    found = checks(wish, worker)
     assert not any(check.comparison.passed for check in found)
     with pytest.raises(CheckFailed, match="reference differs from the original"):
         judging.require(found, wish.model())
