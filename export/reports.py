@@ -132,17 +132,30 @@ def _batched(part: Data) -> str:
     return f"{sizes} {'identical' if part['identical'] else 'within limits'}"
 
 
+FOLDED = "not this layer's own output: what follows is computed as if a fused layer held it"
+
+
 def _parts(layer: Data) -> Iterator[tuple[str, Data]]:
     """What was compared of a layer, each with its name in words."""
     yield "with all before it", layer
-    if layer["local"]:
-        yield "on its own input", layer["local"]
-    if layer["alone"]:
-        yield "alone, on the reference's input", layer["alone"]
+    yield from _deciding(layer)
+
+
+def _deciding(layer: Data) -> Iterator[tuple[str, Data]]:
+    """What decides of a layer, each with its name in words; nothing of one that is a part of another."""
+    if "problem" in layer or not (layer["local"] or layer["alone"] or layer["folded"]):
+        yield "with all before it", layer
+    elif not layer["folded"]:
+        for name, words in (("local", "on its own input"), ("alone", "alone")):
+            if layer[name]:
+                yield words, layer[name]
 
 
 def _layer(layer: Data) -> str:
-    shown = [(name, part) for name, part in _parts(layer) if not _within(part)] or list(_parts(layer))[:1]
+    if layer["folded"]:
+        return FOLDED
+    deciding = list(_deciding(layer))
+    shown = [(name, part) for name, part in deciding if not _within(part)] or deciding[:1]
     return "; ".join(f"{name}: {_compared(part)}" for name, part in shown)
 
 
@@ -154,7 +167,7 @@ def _within(part: Data) -> bool:
 def _shares(witness: Data) -> list[tuple[float, str]]:
     """What each thing uses of its derived limit, infinity where it cannot be said."""
     found = [("logits", witness["logits"])] if witness["logits"] else []
-    found += [(path, part) for path, layer in witness["layers"].items() for _, part in _parts(layer)]
+    found += [(path, part) for path, layer in witness["layers"].items() for _, part in _deciding(layer)]
     beyond = float("inf")
     ratios = [(part["max_ratio"], name) for name, part in found]
     return [(beyond if ratio is None else ratio, plain(name)) for ratio, name in ratios]
@@ -325,7 +338,10 @@ def _details(witness: Data, report: Data, before: Data | None) -> list[str]:
     lines = []
     if report["layers"] and status(witness) in ("ok", "FAIL"):
         lines += _looked_at(witness, report["layers"])
-    elif status(witness) == "FAIL":
+    folded = [plain(path) for path, layer in witness["layers"].items() if layer["folded"]]
+    if folded:
+        lines.append(f"{', '.join(folded)}: {FOLDED}")
+    if not report["layers"] and status(witness) == "FAIL":
         culprit = witness["culprit"]
         if before and culprit and culprit == before.get("culprit") and _is_twin(witness, before):
             return [f"{plain(culprit)} as above: {_difference_or_problem(witness['layers'][culprit])}"]
@@ -368,9 +384,6 @@ def _way_to(witness: Data) -> list[str]:
 
 
 def _blame(layer: Data, before: bool) -> str:
-    own = [part for part in (layer["local"], layer["alone"]) if part]
-    if own and all(map(_within, own)):
-        return "though it is right by itself"
     return "its inputs match" if before else "by itself"
 
 
@@ -378,8 +391,9 @@ def _looked_at(witness: Data, layers: Sequence[str]) -> list[str]:
     """Everything that was compared of some layers."""
     lines = []
     for path, layer in witness["layers"].items():
+        deciding = [name for name, _ in _deciding(layer)]
         for name, part in _parts(layer):
-            word = "ok" if _within(part) else "FAIL"
+            word = "ok" if _within(part) or name not in deciding else "FAIL"
             shown = terminal.styled(f"{word:4}", COLOURS[word])
             lines.append(f"{plain(path)} {shown} {name}: {_compared(part)}")
     hidden = [plain(path) for path in layers if path not in witness["layers"]]

@@ -9,14 +9,17 @@ from math import prod
 
 import numpy as np
 
-from zoo.model import Model
-from zoo.randomness import raw_bits
+from zoo.layers import Conv2d, Dense
+from zoo.model import Model, Node
+from zoo.randomness import permutation, raw_bits, uniform
 
 LAYER_IMAGES = 256  # whose every layer is compared
 NOISE, PIXELS, RAMPS = 95, 31, 2
 MOST = 64  # of noise, and of single pixels, where there is no data set
 WORK = 20_000_000_000  # multiply-accumulates on each of the two
 MOST_BYTES = 400_000_000  # of what is kept of these images' layers
+SEVERAL, MOST_ROWS = 16, 256  # inputs for a layer alone, and for a dense one
+FEW = 16  # terms of a sum that are not zero
 
 
 def probes(model: Model, count: int = MOST) -> np.ndarray:
@@ -58,3 +61,27 @@ def _pixels_and_ramps(model: Model, count: int) -> tuple[np.ndarray, np.ndarray]
     ramp = np.arange(size, dtype=np.float32) / size
     ramps = np.stack([ramp, np.sqrt(ramp)[::-1]])
     return pixels.reshape(-1, *model.input_shape), ramps.reshape(RAMPS, *model.input_shape)
+
+
+def few_terms(node: Node, x: np.ndarray, number: int = 0) -> np.ndarray:
+    """Inputs for one layer alone: noise of both signs, as large as x (N, ...) is at most, float32 (N', ...).
+
+    For a layer that sums products most of it is zero, so that its outputs are sums of about FEW terms:
+    rounding has a sharp bound there, and one wrong weight is a large part of an output. Together they meet
+    every weight of a dense layer, and nearly every one of a convolution. number: of a join's input.
+    """
+    shape, size = x.shape[1:], prod(x.shape[1:])
+    largest = float(np.abs(x).max(initial=0)) or 1.0
+    rows = min(len(x), SEVERAL)
+    if isinstance(node.layer, Dense):
+        rows = min(MOST_ROWS, max(rows, -(-size // FEW)))
+    with np.errstate(over="ignore"):
+        noise = (2 * uniform(number, f"alone/{node.path}", rows * size) - 1).reshape(rows, size) * largest
+    if isinstance(node.layer, Dense):
+        turn = permutation(number, f"alone/{node.path}/rows", size)
+        noise[np.arange(rows)[:, None] != turn % rows] = 0
+    elif isinstance(node.layer, Conv2d):
+        terms = prod(node.layer.kernel) * shape[0] // node.layer.groups
+        kept = uniform(number, f"alone/{node.path}/places", rows * size).reshape(rows, size) * terms < FEW
+        noise[~kept] = 0
+    return noise.astype(np.float32).reshape(rows, *shape)

@@ -1,26 +1,28 @@
-"""What float32 may honestly differ, derived layer by layer from fan-in and magnitudes.
+"""What float32 may honestly differ: a bound for each layer, derived from what it sums and how large that is.
 
-Rounding each product and sum of y = W x + b in any order errs by at most (n + 2) u S in the first
-order, with u = 2^-24, fan-in n and S = |W||x| + |b| (Higham, Accuracy and Stability of Numerical
-Algorithms, 3.1). For large n that is far from what happens, because rounding errors cancel: n terms
-of one sign, added one after another, leave a standard deviation of 0.24 sqrt(n) u S, and 2 sqrt(n) u S
-is eight of them, as an element among millions may need. A convolution may add like that; a product of
-matrices keeps at least 16 partial sums, which makes it sqrt(n) / 2. Both at least 32, four times the
-8.3 that was measured in the last layers of the documented CNNs; so a layer's own limit is
-min(n + 2, max(32, 2 sqrt(n) or sqrt(n) / 2)) u S. Measured: 18 in a convolution of n = 400, 39 in a dense
-layer of n = 25,600 (Keras on torch).
+A sum of n products computed in any order, fused or not, errs by at most (n + 2) u S in the first order, with
+u = 2^-24 and S = |W||x| + |b| (Higham, Accuracy and Stability of Numerical Algorithms, 3.1). n is the number
+of terms that are not zero, for adding a zero rounds nothing. Nothing honest is beyond this, not even a
+running sum of equal terms, whose errors all have one sign. That is a layer's `most`.
 
-Errors of the input go through a layer as well. Elementwise layers and pooling pass on the largest.
-Sums of many errors with signs of their own grow as a root of squares, and what is summed is what
-errors typically are (8 u S), not what a single one may be; a sum of few may meet one at its limit.
+Errors of random sign cancel, so what usually happens is far less: n terms of one sign, added one after
+another, leave a standard deviation of 0.24 sqrt(n) u S, and 2 sqrt(n) u S is eight of them; a product of
+matrices keeps at least 16 partial sums, which makes it sqrt(n) / 2. Both at least 32, four times the 8.3
+measured in the last layers of the documented CNNs. That is a layer's `usual`: who is beyond it is no
+culprit yet, but is run alone on inputs so few of which are not zero that `most` is as sharp
+(export.crosscheck.inputs.few_terms).
 
-One rule per layer, in the order of zoo/layers.py; `x` is the exact input, `w` the layer's weights. A join
-has tuples for its inputs and their allowances.
+Functions of one number err by what is documented of, or was measured in, the runtimes: ACTIVATION_UNITS.
+
+`carry` takes an error bound of the input through a layer, where a witness does not show what lies between.
+One rule per layer in both, in the order of zoo/layers.py; `x` is the exact input, `w` the layer's weights. A
+join has tuples for its inputs and their bounds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import singledispatch
 from math import prod, sqrt
 from typing import Any, NamedTuple
@@ -64,84 +66,287 @@ from zoo.layers import (
 Array = np.ndarray
 UNIT = 2.0**-24  # half the distance of float32 from 1 to the next number
 UNITS = 32
-TYPICAL_UNITS = 8
+TYPICAL_UNITS = 1  # measured: 0.25 to 0.6 as a root mean square in convolutions
 ACTIVATION_UNITS = 16  # measured: 8.6 in the tail of onnxruntime's sigmoid, 3.8 elsewhere
 FLOOR = 2.0**-110  # frameworks may take denormal numbers, and products that are, for zero
 
 
-class Allowance(NamedTuple):
-    """What a tensor may differ from the exact one, element by element, in its own unit.
+class Rounding(NamedTuple):
+    """What a layer's own rounding may differ on an exact input, in units of u `scale`.
 
-    limit: in all, the layers before included. typical: what to expect at most, for sums over many.
-    own: by the rounding of this layer alone, on an exact input; None where it computes exactly.
+    scale: float64, of the output's shape. most: the bound, one number or one per output (broadcast).
+    usual: what is hardly ever exceeded.
     """
 
-    limit: Array
-    typical: Array
-    own: Array | None = None
+    scale: Array
+    most: Array | float
+    usual: float
 
+    @property
+    def bound(self) -> Array:
+        """The bound, element by element, in the output's unit."""
+        return self.most * UNIT * self.scale + FLOOR
 
-def exact(x: Array) -> Allowance:
-    """The allowance of a tensor that is given: none."""
-    zero = np.zeros(x.shape)
-    return Allowance(zero, zero)
+    @property
+    def expected(self) -> Array:
+        """What is hardly ever exceeded, likewise; never more than the bound."""
+        return np.minimum(self.most, self.usual) * UNIT * self.scale + FLOOR
+
+    @property
+    def typical(self) -> Array:
+        """How large the errors are that happen, likewise."""
+        return np.minimum(self.most, TYPICAL_UNITS) * UNIT * self.scale
 
 
 def product_units(features: int) -> float:
-    """How many u S a product of matrices with so many features may differ, however small they are."""
+    """How many u S a product of matrices with so many features usually differs at most."""
     return max(UNITS, sqrt(features) / 2)
 
 
 @singledispatch
-def propagate(layer: Layer, x: Any, w: Mapping[str, Array], before: Any) -> Allowance:
-    """The allowance of a layer's output for an input x (N, C, H, W) or (N, features) with its own."""
+def rounding(layer: Layer, x: Any, y: Array, w: Mapping[str, Array]) -> Rounding:
+    """What a layer's rounding may differ for an exact input x, (N, C, H, W) or (N, features).
+
+    y: the exact output.
+    """
     raise UnsupportedLayer(f"no limit is derived for {type(layer).__name__}")
 
 
-@propagate.register
-def normalize(layer: Normalize, x: Array, w: Mapping[str, Array], before: Allowance) -> Allowance:
-    mean = np.abs(np.array(layer.mean)).reshape(1, -1, 1, 1)
-    scale = np.abs(np.array(layer.scale)).reshape(1, -1, 1, 1)
-    return _rounded(4, (np.abs(x) + mean) * scale, before.limit * scale, before.typical * scale)
+@rounding.register(ReLU)
+@rounding.register(ReLU6)
+@rounding.register(MaxPool2d)
+@rounding.register(Dropout)
+@rounding.register(SpatialDropout)
+@rounding.register(Flatten)
+@rounding.register(Residual)
+@rounding.register(Concat)
+@rounding.register(Scale)
+def _(layer: Layer, x: Any, y: Array, w: Mapping[str, Array]) -> Rounding:
+    """Nothing is rounded, or once: the last bit may differ."""
+    return Rounding(np.abs(y), 2, 2)
 
 
-@propagate.register
-def conv2d(layer: Conv2d, x: Array, w: Mapping[str, Array], before: Allowance) -> Allowance:
-    fan_in = prod(w["weight"].shape[1:])
-    return _sum(layer, x, w, before, min(fan_in + 2, max(UNITS, 2 * sqrt(fan_in))))
+@rounding.register
+def _(layer: Normalize, x: Array, y: Array, w: Mapping[str, Array]) -> Rounding:
+    mean, scale = (np.abs(np.array(v)).reshape(1, -1, 1, 1) for v in (layer.mean, layer.scale))
+    return Rounding((np.abs(x) + mean) * scale, 4, 4)
 
 
-@propagate.register
-def batch_norm(layer: BatchNorm, x: Array, w: Mapping[str, Array], before: Allowance) -> Allowance:
+@rounding.register
+def _(layer: Conv2d, x: Array, y: Array, w: Mapping[str, Array]) -> Rounding:
+    there = (x != 0).reshape(len(x), layer.groups, -1, *x.shape[2:]).sum(axis=2, dtype=np.float32)
+    top, left, bottom, right = layer.padding
+    there = np.pad(there, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    windows = sliding_window_view(there, layer.extent, axis=(2, 3))
+    windows = windows[
+        :, :, :: layer.stride[0], :: layer.stride[1], :: layer.dilation[0], :: layer.dilation[1]
+    ]
+    terms = sum(windows[..., i, j] for i, j in np.ndindex(layer.kernel))  # not zero, by group and place
+    terms = np.repeat(terms, layer.filters // layer.groups, axis=1)
+    held = np.count_nonzero(w["weight"], axis=(1, 2, 3)).reshape(1, -1, 1, 1)
+    return _sum(layer, x, w, np.minimum(terms, held), 2 * sqrt(prod(w["weight"].shape[1:])))
+
+
+@rounding.register
+def _(layer: BatchNorm, x: Array, y: Array, w: Mapping[str, Array]) -> Rounding:
     """The scale errs by a few u, however x * scale + (bias - mean * scale) is put together."""
-    around = (1, -1, *(1,) * (x.ndim - 2))
-    mean, bias = (np.abs(w[name]).reshape(around) for name in ("running_mean", "bias"))
-    factor = (np.abs(w["weight"]) / np.sqrt(w["running_var"] + layer.epsilon)).reshape(around)
-    scale = (np.abs(x) + mean) * factor + bias
-    return _rounded(8, scale, before.limit * factor, before.typical * factor)
+    mean, bias = (np.abs(_around(w[name], x)) for name in ("running_mean", "bias"))
+    return Rounding((np.abs(x) + mean) * _factor(layer, x, w) + bias, 8, 8)
 
 
-@propagate.register
-def local_response_norm(
-    layer: LocalResponseNorm, x: Array, w: Mapping[str, Array], before: Allowance
-) -> Allowance:
+@rounding.register
+def _(layer: LocalResponseNorm, x: Array, y: Array, w: Mapping[str, Array]) -> Rounding:
     """The power makes the sum's relative error beta as large; it and the division add a few u.
 
     The sum may be a running one, from which a channel is taken as the next comes (onnxruntime): each step
     rounds, and what a large sum has lost stays when it has become a small one.
     """
-    y = np.abs(apply(layer, x, w))
-    total = layer.k + layer.alpha / layer.size * _neighbours(layer, x**2)
+    total = _total(layer, x)
     steps = 2 * x.shape[1] + layer.size
     lost = steps * total.max(axis=1, keepdims=True) / total
+    return Rounding(np.abs(y) * (10 + layer.beta * lost), 1, 1)
 
-    def carried(error: Array) -> Array:
-        own = error * total**-layer.beta
-        around = 2 * layer.alpha / layer.size * _neighbours(layer, np.abs(x) * error)
-        return own + y * layer.beta * around / total
 
-    scale = y * (10 + layer.beta * lost)
-    return _rounded(1, scale, carried(before.limit), carried(before.typical))
+@rounding.register
+def _(layer: Activation, x: Array, y: Array, w: Mapping[str, Array]) -> Rounding:
+    """Where a formula takes a difference (exp(x) - 1, 1 + erf(x)), the error is relative to what it is of."""
+    size = np.abs(x)
+    match layer:
+        case LeakyReLU():
+            scale = np.where(x > 0, size / 8, abs(layer.slope) * size)
+        case ELU():
+            scale = np.where(x > 0, size / 8, abs(layer.alpha))
+        case Sigmoid():
+            # onnxruntime computes 1/2 + an odd function of x, whose rounding errors small results keep
+            scale = y * (1 + np.minimum(size, UNITS)) + 1 / 4
+        case Tanh():
+            scale = np.abs(y)
+        case HardSigmoid():
+            scale = np.full(x.shape, 1.0)
+        case GELU() | SiLU() | HardSwish():
+            scale = size
+        case _:
+            raise UnsupportedLayer(f"no limit is derived for {type(layer).__name__}")
+    return Rounding(scale, ACTIVATION_UNITS, ACTIVATION_UNITS)
+
+
+@rounding.register(AvgPool2d)
+@rounding.register(AdaptiveAvgPool2d)
+@rounding.register(GlobalAvgPool2d)
+def _(layer: Any, x: Array, y: Array, w: Mapping[str, Array]) -> Rounding:
+    count = prod(_cell(layer, x))
+    terms = count * apply(layer, (x != 0).astype(np.float64), w)
+    return Rounding(apply(layer, np.abs(x), w), terms + 8, max(UNITS, 2 * sqrt(count)))
+
+
+@rounding.register
+def _(layer: Dense, x: Array, y: Array, w: Mapping[str, Array]) -> Rounding:
+    terms = np.count_nonzero(x, axis=1).reshape(-1, 1)
+    held = np.count_nonzero(w["weight"], axis=1).reshape(1, -1)
+    return _sum(layer, x, w, np.minimum(terms, held), sqrt(x.shape[1]) / 2)
+
+
+@rounding.register
+def _(layer: Softmax, x: Array, y: Array, w: Mapping[str, Array]) -> Rounding:
+    """exp(x - max) errs by u |x - max|, which the subtraction leaves, and a few u; n terms are summed."""
+    return Rounding(y * (np.abs(x - x.max(axis=1, keepdims=True)) + x.shape[1] + 10), 1, 1)
+
+
+@singledispatch
+def carry(layer: Layer, x: Any, w: Mapping[str, Array], error: Any) -> Array:
+    """What an error of the input of at most `error`, element by element, makes of the output at most."""
+    raise UnsupportedLayer(f"no limit is derived for {type(layer).__name__}")
+
+
+@carry.register(MaxPool2d)
+@carry.register(AvgPool2d)
+@carry.register(AdaptiveAvgPool2d)
+@carry.register(GlobalAvgPool2d)
+@carry.register(Dropout)
+@carry.register(SpatialDropout)
+@carry.register(Flatten)
+@carry.register(Concat)
+def _(layer: Layer, x: Any, w: Mapping[str, Array], error: Any) -> Array:
+    """Errors go where the numbers go."""
+    return apply(layer, error, w)
+
+
+@carry.register
+def _(layer: Normalize, x: Array, w: Mapping[str, Array], error: Array) -> Array:
+    return error * np.abs(np.array(layer.scale)).reshape(1, -1, 1, 1)
+
+
+@carry.register(Conv2d)
+@carry.register(Dense)
+def _(layer: Any, x: Array, w: Mapping[str, Array], error: Array) -> Array:
+    return apply(layer, error, {name: np.abs(w[name]) * (name == "weight") for name in w})
+
+
+@carry.register
+def _(layer: BatchNorm, x: Array, w: Mapping[str, Array], error: Array) -> Array:
+    return error * _factor(layer, x, w)
+
+
+@carry.register
+def _(layer: LocalResponseNorm, x: Array, w: Mapping[str, Array], error: Array) -> Array:
+    total = _total(layer, x)
+    around = 2 * layer.alpha / layer.size * _neighbours(layer, np.abs(x) * error)
+    return total**-layer.beta * (error + np.abs(x) * layer.beta * around / total)
+
+
+@carry.register
+def _(layer: Activation, x: Array, w: Mapping[str, Array], error: Array) -> Array:
+    """The error times the steepest slope."""
+    match layer:
+        case LeakyReLU():
+            return max(1.0, abs(layer.slope)) * error
+        case ELU():
+            return max(1.0, abs(layer.alpha)) * error
+        case Sigmoid():
+            return error / 4
+        case HardSigmoid():
+            return error / 6
+        case GELU() | SiLU() | HardSwish():
+            return 1.5 * error  # 1.13, 1.10 and 1.5
+    return error
+
+
+@carry.register
+def _(layer: Softmax, x: Array, w: Mapping[str, Array], error: Array) -> Array:
+    p = apply(layer, x, w)
+    return np.minimum(p * np.expm1(np.minimum(error + (p * error).sum(axis=1, keepdims=True), 50)), 1)
+
+
+@carry.register
+def _(layer: Residual, x: Any, w: Mapping[str, Array], error: tuple[Array, Array]) -> Array:
+    return error[0] + error[1]
+
+
+@carry.register
+def _(layer: Scale, x: tuple[Array, Array], w: Mapping[str, Array], error: tuple[Array, Array]) -> Array:
+    """Each factor's error times the other factor, and of the two errors the product."""
+    (a, b), (of_a, of_b) = map(np.abs, x), error
+    return a * of_b + b * of_a + of_a * of_b
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """What layers that a witness does not show may have left: at most `units` times `magnitude`.
+
+    A runtime may make one layer of several, a convolution of a normalisation and a convolution. Its one
+    sum rounds the terms of all as often as that sum has terms, so the most units of any layer count for each.
+    """
+
+    magnitude: Array
+    units: float
+
+    @property
+    def bound(self) -> Array:
+        """What the tensor may differ, element by element."""
+        return self.units * self.magnitude + FLOOR
+
+
+def bridge(layer: Layer, x: Any, w: Mapping[str, Array], own: Rounding, before: Any) -> Bridge:
+    """What a layer may have left that follows others which are not shown. before: of each input (a tuple for
+    a join), None where it is known exactly."""
+    several = isinstance(before, tuple)
+    parts = before if several else (before,)
+    units = max(float(np.max(own.most, initial=0)), *(0.0 if part is None else part.units for part in parts))
+    inputs = x if several else (x,)
+    errors = tuple(
+        np.zeros(value.shape) if part is None else units * part.magnitude
+        for value, part in zip(inputs, parts, strict=True)
+    )
+    with np.errstate(over="ignore"):
+        carried = carry(layer, x, w, errors if several else errors[0])
+    return Bridge(carried / units + UNIT * own.scale, units)
+
+
+def _sum(layer: Conv2d | Dense, x: Array, w: Mapping[str, Array], terms: Array, usual: float) -> Rounding:
+    """Of W x + b, each output a sum of so many terms that are not zero."""
+    scale = apply(layer, np.abs(x), {name: np.abs(array) for name, array in w.items()})
+    return Rounding(scale, terms + 2.0, max(UNITS, usual))
+
+
+def _around(values: Array, x: Array) -> Array:
+    """One number per channel or feature, to be broadcast to x."""
+    return values.reshape(1, -1, *(1,) * (x.ndim - 2))
+
+
+def _factor(layer: BatchNorm, x: Array, w: Mapping[str, Array]) -> Array:
+    return _around(np.abs(w["weight"]) / np.sqrt(w["running_var"] + layer.epsilon), x)
+
+
+def _cell(layer: AvgPool2d | AdaptiveAvgPool2d | GlobalAvgPool2d, x: Array) -> tuple[int, ...]:
+    """(height, width) of the most inputs that one mean is of."""
+    if isinstance(layer, AvgPool2d):
+        return layer.size
+    window = layer.window(x.shape[1:])
+    return window[0] if isinstance(layer, AdaptiveAvgPool2d) and window else x.shape[2:]
+
+
+def _total(layer: LocalResponseNorm, x: Array) -> Array:
+    return layer.k + layer.alpha / layer.size * _neighbours(layer, x**2)
 
 
 def _neighbours(layer: LocalResponseNorm, x: Array) -> Array:
@@ -149,152 +354,3 @@ def _neighbours(layer: LocalResponseNorm, x: Array) -> Array:
     around = layer.size // 2
     padded = np.pad(x, ((0, 0), (around, around), (0, 0), (0, 0)))
     return sliding_window_view(padded, layer.size, axis=1).sum(axis=-1)
-
-
-@propagate.register
-def activation(layer: Activation, x: Array, w: Mapping[str, Array], before: Allowance) -> Allowance:
-    """What an activation rounds, and the input's error times its steepest slope."""
-    slope, scale = _activation(layer, x)
-    limit, typical = slope * before.limit, slope * before.typical
-    return Allowance(limit, typical) if scale is None else _rounded(ACTIVATION_UNITS, scale, limit, typical)
-
-
-def _activation(layer: Activation, x: Array) -> tuple[float, Array | None]:
-    """The steepest slope, and what the rounding errors are relative to; None where nothing is rounded.
-
-    Where a formula takes a difference (exp(x) - 1, 1 + erf(x)), that is what it is taken of.
-    """
-    size = np.abs(x)
-    match layer:
-        case ReLU() | ReLU6():
-            return 1.0, None
-        case LeakyReLU():
-            return max(1.0, abs(layer.slope)), np.where(x > 0, 0, abs(layer.slope) * size)
-        case ELU():
-            return max(1.0, abs(layer.alpha)), np.where(x > 0, 0, abs(layer.alpha))
-        case Sigmoid():
-            # onnxruntime computes 1/2 + an odd function of x, whose rounding errors small results keep
-            return 0.25, apply(layer, x, {}) * (1 + np.minimum(size, UNITS)) + 1 / 4
-        case Tanh():
-            return 1.0, np.abs(np.tanh(x))
-        case HardSigmoid():
-            return 1 / 6, np.full(x.shape, 1.0)
-        case GELU() | SiLU() | HardSwish():
-            return 1.5, size  # 1.13, 1.10 and 1.5
-    raise UnsupportedLayer(f"no limit is derived for {type(layer).__name__}")
-
-
-@propagate.register
-def max_pool2d(layer: MaxPool2d, x: Array, w: Mapping[str, Array], before: Allowance) -> Allowance:
-    return Allowance(apply(layer, before.limit, w), apply(layer, before.typical, w))
-
-
-@propagate.register
-def avg_pool2d(layer: AvgPool2d, x: Array, w: Mapping[str, Array], before: Allowance) -> Allowance:
-    return _mean(layer, prod(layer.size), x, w, before)
-
-
-@propagate.register
-def adaptive_avg_pool2d(
-    layer: AdaptiveAvgPool2d, x: Array, w: Mapping[str, Array], before: Allowance
-) -> Allowance:
-    size, _ = layer.window(x.shape[1:])
-    return _mean(layer, prod(size), x, w, before)
-
-
-@propagate.register
-def global_avg_pool2d(
-    layer: GlobalAvgPool2d, x: Array, w: Mapping[str, Array], before: Allowance
-) -> Allowance:
-    return _mean(layer, prod(x.shape[2:]), x, w, before)
-
-
-@propagate.register
-def dropout(layer: Dropout, x: Array, w: Mapping[str, Array], before: Allowance) -> Allowance:
-    return Allowance(before.limit, before.typical)
-
-
-@propagate.register
-def spatial_dropout(layer: SpatialDropout, x: Array, w: Mapping[str, Array], before: Allowance) -> Allowance:
-    return Allowance(before.limit, before.typical)
-
-
-@propagate.register
-def flatten(layer: Flatten, x: Array, w: Mapping[str, Array], before: Allowance) -> Allowance:
-    return Allowance(apply(layer, before.limit, w), apply(layer, before.typical, w))
-
-
-@propagate.register
-def dense(layer: Dense, x: Array, w: Mapping[str, Array], before: Allowance) -> Allowance:
-    features = w["weight"].shape[1]
-    return _sum(layer, x, w, before, min(features + 2, product_units(features)))
-
-
-@propagate.register
-def softmax(layer: Softmax, x: Array, w: Mapping[str, Array], before: Allowance) -> Allowance:
-    """exp(x - max) errs by u |x - max|, which the subtraction leaves, and a few u; n terms are summed."""
-    p = apply(layer, x, w)
-    scale = p * (np.abs(x - x.max(axis=1, keepdims=True)) + min(x.shape[1] + 10, UNITS))
-    limit, typical = (
-        np.minimum(p * np.expm1(np.minimum(e + (p * e).sum(axis=1, keepdims=True), 50)), 1)
-        for e in (before.limit, before.typical)
-    )
-    return _rounded(1, scale, limit, typical)
-
-
-@propagate.register
-def residual(
-    layer: Residual, x: tuple[Array, Array], w: Mapping[str, Array], before: tuple[Allowance, Allowance]
-) -> Allowance:
-    """A sum rounds once. Its terms have errors in common, and may meet both at their limits."""
-    body, shortcut = before
-    scale = np.abs(x[0] + x[1])
-    return _rounded(2, scale, body.limit + shortcut.limit, body.typical + shortcut.typical)
-
-
-@propagate.register
-def concat(
-    layer: Concat, x: tuple[Array, ...], w: Mapping[str, Array], before: tuple[Allowance, ...]
-) -> Allowance:
-    return Allowance(*(np.concatenate(parts, axis=1) for parts in zip(*(b[:2] for b in before), strict=True)))
-
-
-@propagate.register
-def scale(
-    layer: Scale, x: tuple[Array, Array], w: Mapping[str, Array], before: tuple[Allowance, Allowance]
-) -> Allowance:
-    """Each factor's error times the other factor, and of the two errors the product."""
-    (a, b), (left, right) = map(np.abs, x), before
-    limit, typical = (
-        a * of_b + b * of_a + of_a * of_b
-        for of_a, of_b in ((left.limit, right.limit), (left.typical, right.typical))
-    )
-    return _rounded(2, a * b, limit, typical)
-
-
-def _mean(layer: Layer, count: int, x: Array, w: Mapping[str, Array], before: Allowance) -> Allowance:
-    """The allowance of means of up to `count` inputs each."""
-    units = min(count + 4, max(UNITS, 2 * sqrt(count)))
-    scale, limit, typical = (apply(layer, array, w) for array in (np.abs(x), before.limit, before.typical))
-    return _rounded(units, scale, limit, typical)
-
-
-def _sum(
-    layer: Conv2d | Dense, x: Array, w: Mapping[str, Array], before: Allowance, units: float
-) -> Allowance:
-    """The allowance of W x + b, each output a sum rounded by up to `units` u (|W||x| + |b|)."""
-    scale = apply(layer, np.abs(x), {name: np.abs(array) for name, array in w.items()})
-    carried = np.zeros(())
-    if before.typical.any():
-        squares = {"weight": w["weight"] ** 2} | ({"bias": 0 * w["bias"]} if layer.bias else {})
-        few = sqrt(1 + (UNITS / TYPICAL_UNITS) ** 2 / prod(w["weight"].shape[1:]))
-        with np.errstate(over="ignore"):  # through a hundred layers: then anything is allowed
-            carried = few * np.sqrt(np.maximum(apply(layer, before.typical**2, squares), 0))
-    return _rounded(units, scale, carried, carried)
-
-
-def _rounded(units: float, scale: Array, limit: Array, typical: Array) -> Allowance:
-    """Rounding by up to `units` u scale, on top of what the input brings."""
-    own = units * UNIT * scale + FLOOR
-    expected = min(units, TYPICAL_UNITS) * UNIT * scale
-    return Allowance(own + limit, np.hypot(expected, typical), own)

@@ -32,31 +32,42 @@ def native_name(backend: str) -> str:
 class LayerVerdict:
     """One layer of one witness.
 
-    output: with everything before it. local: on the input that the witness itself gave it, so that
-    nothing before it counts. alone: run by itself on the reference's input.
+    output: with everything before it; where there is `local`, this only tells how far rounding has added up.
+    local: on the input that the witness itself gave it, so that nothing before it counts. alone: run by
+    itself. usual: what it differs in `local`, as a multiple of what rounding usually does. folded: what the
+    witness calls this layer is another tensor, but what follows is right: the layer is a part of a fused one.
     """
 
     output: Comparison
     local: Comparison | None = None
     alone: Comparison | None = None
+    usual: float = 0.0
+    folded: bool = False
+
+    @property
+    def judged(self) -> list[Comparison]:
+        """The comparisons that decide."""
+        if self.output.problem:
+            return [self.output]
+        if self.folded:
+            return []
+        return [part for part in (self.local, self.alone) if part is not None] or [self.output]
 
     @property
     def passed(self) -> bool:
-        """Whether all comparisons are within their limits."""
-        return all(part.passed for part in (self.output, self.local, self.alone) if part is not None)
+        """Whether all comparisons that decide are within their limits."""
+        return all(part.passed for part in self.judged)
 
     def to_dict(self, located: bool = False) -> dict[str, Any]:
         """The verdict as JSON data. located: tell the worst element of what passed as well."""
-        data = _compared(self.output, located) | {"passed": self.passed}
+        data = _compared(self.output, located) | {"passed": self.passed, "folded": self.folded}
         for name in ("local", "alone"):
             part = getattr(self, name)
             data[name] = None if part is None else _compared(part, located)
         return data
 
     def __str__(self) -> str:
-        if not self.output.passed or self.local is None or self.local.passed:
-            return str(self.output)
-        return f"alone {self.local}"
+        return str(self.output) if self.local is None or self.output.problem else f"alone {self.local}"
 
 
 def _compared(part: Comparison, located: bool) -> dict[str, Any]:
@@ -124,13 +135,8 @@ class Verdict:
     def culprit(self) -> str | None:
         """The layer to look at: the first whose output fails although its input passes, None if none.
 
-        That is the first that fails on the input which the witness gave it; where no layer does, the
-        first whose output fails.
+        Whether it fails is judged on the input which the witness itself gave it.
         """
-        for path, layer in self.layers.items():
-            parts = (layer.local, layer.alone)
-            if layer.output.problem or any(part is not None and not part.passed for part in parts):
-                return path
         return next((path for path, layer in self.layers.items() if not layer.passed), None)
 
     @property
@@ -139,7 +145,7 @@ class Verdict:
         if not self.judged:
             return float("inf")
         parts: list[Comparison | None] = [self.output, self.logits]
-        parts += [part for layer in self.layers.values() for part in (layer.output, layer.local, layer.alone)]
+        parts += [part for layer in self.layers.values() for part in layer.judged]
         parts += [self.batches.worst] if self.batches else []
         return max(float("inf") if part.problem else part.ratio for part in parts if part is not None)
 

@@ -204,7 +204,7 @@ def second_opinion(layers_onnx: bytes, judgement: Judgement, depth: Depth | None
         witness = EvaluatorWitness(layers_onnx, judgement.model)
     except Exception as error:  # whatever onnx says of a graph that is none
         return Verdict(EVALUATOR, error=f"onnx.reference refuses the graph: {type(error).__name__}: {error}")
-    return examine(EVALUATOR, witness, few, witness.activations, only=depth.layers)
+    return examine(EVALUATOR, witness, few, witness.activations, alone=witness.alone, only=depth.layers)
 
 
 def check_network(

@@ -5,7 +5,7 @@ All of them give outputs, every layer's output as far as they show it, and one l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Protocol
 
@@ -124,17 +124,25 @@ class GraphWitness:
 
         inputs: as many as the layer takes.
         """
-        tensors = {IMAGE: INPUT, **self.tensors}
-        node = next(node for node in self.model.walk() if node.path == path)
-        target = tensors.get(path)
-        if target is None or any(source not in tensors for source in node.inputs):
+        found = _ends(self.model, self.tensors, path, inputs)
+        if found is None:
             return None
-        given = {tensors[source]: x for source, x in zip(node.inputs, inputs, strict=True)}
+        target, given = found
         if target in given:
             return given[target]
-        return Session(cut(self.proto, list(given), target), self.optimize, foreign=self.foreign).predict(
-            given
-        )
+        part = cut(self.proto, list(given), target)
+        return Session(part, self.optimize, foreign=self.foreign).predict(given)
+
+
+def _ends(
+    model: Model, shown: Mapping[str, str], path: str, inputs: Sequence[np.ndarray]
+) -> tuple[str, dict[str, np.ndarray]] | None:
+    """A layer's tensor, and its inputs by their tensors; None where a graph does not show all of them."""
+    tensors = {IMAGE: INPUT, **shown}
+    node = next(node for node in model.walk() if node.path == path)
+    if path not in tensors or any(source not in tensors for source in node.inputs):
+        return None
+    return tensors[path], {tensors[s]: x for s, x in zip(node.inputs, inputs, strict=True)}
 
 
 class LRN(OpRun):
@@ -182,15 +190,10 @@ class EvaluatorWitness:
         self.proto = onnx.load_from_string(layers)
         self.tensors = layer_tensors(self.proto, model)
         self.names = [output.name for output in self.proto.graph.output]
-        self.evaluator = ReferenceEvaluator(self.proto, new_ops=[LRN, MaxPool])
+        self.evaluator = _evaluator(self.proto)
 
     def _run(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        try:
-            with np.errstate(all="ignore"):  # its formulas pass through infinities on the way
-                outputs = self.evaluator.run(None, {INPUT: images})
-            return dict(zip(self.names, outputs, strict=True))
-        except Exception as error:  # whatever an operator's implementation raises
-            raise CheckFailed(f"onnx.reference stopped: {type(error).__name__}: {error}") from None
+        return dict(zip(self.names, _evaluated(self.evaluator, {INPUT: images}), strict=True))
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The output of the graph."""
@@ -200,3 +203,27 @@ class EvaluatorWitness:
         """Every layer's output by path."""
         values = self._run(images)
         return {path: values[name] for path, name in self.tensors.items()}
+
+    def alone(self, path: str, *inputs: np.ndarray) -> np.ndarray | None:
+        """The output of one layer, cut out of the graph. inputs: as many as the layer takes."""
+        found = _ends(self.model, self.tensors, path, inputs)
+        if found is None:
+            return None
+        target, given = found
+        if target in given:
+            return given[target]
+        part = _evaluator(onnx.load_from_string(cut(self.proto, list(given), target)))
+        return _evaluated(part, given)[0]
+
+
+def _evaluator(proto: ModelProto) -> ReferenceEvaluator:
+    return ReferenceEvaluator(proto, new_ops=[LRN, MaxPool])
+
+
+def _evaluated(evaluator: ReferenceEvaluator, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The outputs for inputs by name; raises CheckFailed where an operator's implementation stops."""
+    try:
+        with np.errstate(all="ignore"):  # its formulas pass through infinities on the way
+            return list(evaluator.run(None, dict(inputs)))
+    except Exception as error:  # whatever an operator's implementation raises
+        raise CheckFailed(f"onnx.reference stopped: {type(error).__name__}: {error}") from None

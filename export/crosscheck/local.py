@@ -1,0 +1,222 @@
+"""Each layer of a witness on the input that the witness itself gave it: nothing before it counts.
+
+If every layer is within its own bound there, so is what they make together, however far rounding adds up.
+That is how a network whose rounding adds up to more than usual is told from a faulty one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from backends.reference import ReferenceNetwork, apply
+from export.crosscheck import limits
+from export.crosscheck.comparison import Comparison, compare, worst_of
+from export.crosscheck.inputs import few_terms
+from export.crosscheck.judgement import Expected
+from export.crosscheck.verdict import LayerVerdict
+from zoo.errors import MachineError, ZooError
+from zoo.model import IMAGE, Node
+
+Alone = Callable[..., np.ndarray | None]  # (path, input, or all inputs of a join)
+Weights = Mapping[str, np.ndarray]
+
+
+@dataclass
+class Examined:
+    """What the judge says of every layer for some images (N, C, H, W), and what a witness shows of them.
+
+    folds: what the witness calls a layer may be a part of a fused one.
+    """
+
+    network: ReferenceNetwork
+    images: np.ndarray
+    expected: Mapping[str, Expected]
+    inside: Mapping[str, np.ndarray]
+    folds: bool = False
+
+    def layers(self) -> dict[str, LayerVerdict]:
+        """Every layer that the witness shows: with what is before it, and on its own input."""
+        own = _Local(self).run() if self.inside else {}
+        found = {}
+        for path, expected in self.expected.items():
+            if path in self.inside:
+                output = compare(self.inside[path], expected.output, expected.limit)
+                found[path] = replace(own[path], output=output) if path in own else LayerVerdict(output)
+        return found
+
+    def isolated(
+        self, layers: Mapping[str, LayerVerdict], alone: Alone, everything: bool = False
+    ) -> dict[str, LayerVerdict]:
+        """The same, the wrong ones and those that differ more than usual, or all, run by themselves as well.
+
+        Each gets inputs of so few terms that the bound of its rounding is sharp. One that is wrong, or asked
+        for, also gets the reference's, rounded to float32.
+        """
+        found = dict(layers)
+        tensors = {IMAGE: self.images}
+        for node, weights in self.network.nodes:
+            layer = found.get(node.path)
+            if layer is not None and not layer.folded and (everything or layer.usual > 1 or not layer.passed):
+                given = [tensors[path] for path in node.inputs]
+                inputs = [given] if everything or not layer.passed else []
+                inputs.append([few_terms(node, x, number) for number, x in enumerate(given)])
+                compared = [_alone(alone, node, weights, each) for each in inputs]
+                told = [each for each in compared if each is not None]
+                found[node.path] = replace(layer, alone=worst_of(told) if told else None)
+            with np.errstate(over="ignore"):
+                tensors[node.path] = self.expected[node.path].output.astype(np.float32)
+        return found
+
+    def rows(self) -> Iterator[slice]:
+        """The images in slices that the judge takes at a time."""
+        start = 0
+        for images in self.network.chunks(self.images):
+            yield slice(start, start + len(images))
+            start += len(images)
+
+
+@dataclass
+class _Tensors:
+    """What stands at each path: numbers (N, ...), and what they may be off, where the witness shows none."""
+
+    values: dict[str, np.ndarray]
+    bridges: dict[str, limits.Bridge] = field(default_factory=dict)
+
+    def without(self, other: _Tensors) -> _Tensors:
+        """The same with some paths as another has them."""
+        return _Tensors({**self.values, **other.values}, {**self.bridges, **other.bridges})
+
+
+@dataclass
+class _Local:
+    """Each shown layer against the judge's layer on the witness's own input, by path.
+
+    Layers that the witness does not show are bridged by the judge's. So are those that are wrong, where that
+    makes right what follows them: a file that folds one layer into another may give what it has in between
+    the layer's name. A layer that is really wrong is what the next one takes, which is right then as it is.
+    """
+
+    of: Examined
+    found: dict[str, LayerVerdict] = field(default_factory=dict)
+
+    def run(self) -> dict[str, LayerVerdict]:
+        """The verdicts, whose `output` is not set yet, by path."""
+        shown = _Tensors({IMAGE: self.of.images})
+        hidden = _Tensors({})  # what wrong layers ought to give
+        for node, weights in self.of.network.nodes:
+            path = node.path
+            got = self.of.inside.get(path)
+            if got is None or not usable(got, self.of.expected[path].output):
+                shown.values[path], shown.bridges[path] = self._bridged(node, weights, shown)
+                continue
+            verdict = self._beside(node, weights, shown, got)
+            if not verdict.passed and self.of.folds:
+                instead = shown.without(hidden)
+                if any(source in hidden.values for source in node.inputs):
+                    other = self._beside(node, weights, instead, got)
+                    if other.passed:
+                        self._fold(node, hidden)
+                        verdict = other
+                if not verdict.passed:
+                    hidden.values[path], hidden.bridges[path] = self._bridged(node, weights, instead)
+            self.found[path] = verdict
+            shown.values[path] = got
+        return self.found
+
+    def _fold(self, node: Node, hidden: _Tensors) -> None:
+        """What a layer takes, and what led there, was only called a layer."""
+        inputs = {n.path: n.inputs for n, _ in self.of.network.nodes}
+        waiting = list(node.inputs)
+        while waiting:
+            path = waiting.pop()
+            if path in hidden.values and not self.found[path].folded:
+                self.found[path] = replace(self.found[path], folded=True)
+                waiting += inputs[path]
+
+    def _bridged(self, node: Node, weights: Weights, tensors: _Tensors) -> tuple[np.ndarray, limits.Bridge]:
+        """What the judge's layer gives, and what it may be off."""
+        parts = []
+        for rows in self.of.rows():
+            x, before = _taken(node, tensors, rows)
+            y = apply(node.layer, x, weights)
+            own = limits.rounding(node.layer, x, y, weights)
+            parts.append((y, limits.bridge(node.layer, x, weights, own, before)))
+        magnitude = np.concatenate([bridge.magnitude for _, bridge in parts])
+        units = max(bridge.units for _, bridge in parts)
+        return np.concatenate([y for y, _ in parts]), limits.Bridge(magnitude, units)
+
+    def _beside(self, node: Node, weights: Weights, tensors: _Tensors, got: np.ndarray) -> LayerVerdict:
+        """A shown layer beside the judge's on the same input."""
+        expected = self.of.expected[node.path]
+        bridged = any(path in tensors.bridges for path in node.inputs)
+        found, usual = [], 0.0
+        for rows in self.of.rows():
+            x, before = _taken(node, tensors, rows)
+            y = apply(node.layer, x, weights)
+            if bridged:
+                own = limits.rounding(node.layer, x, y, weights)
+                limit = limits.bridge(node.layer, x, weights, own, before).bound
+            else:
+                limit, ratio = _own(node, weights, x, y, got[rows], expected.rows(rows))
+                usual = max(usual, ratio)
+            found.append(compare(got[rows], y, limit))
+        worst = worst_of(found)
+        return LayerVerdict(worst, worst, usual=usual)
+
+
+def _taken(node: Node, tensors: _Tensors, rows: slice) -> tuple[Any, Any]:
+    """What a layer takes of some images, in float64, and the bridges before it."""
+    values = {path: tensors.values[path][rows].astype(np.float64) for path in node.inputs}
+    bridges = {path: _cut(tensors.bridges.get(path), rows) for path in node.inputs}
+    return node.take(values), node.take(bridges)
+
+
+def _cut(bridge: limits.Bridge | None, rows: slice) -> limits.Bridge | None:
+    return None if bridge is None else replace(bridge, magnitude=bridge.magnitude[rows])
+
+
+def _own(
+    node: Node, weights: Mapping[str, np.ndarray], x: Any, y: np.ndarray, got: np.ndarray, expected: Expected
+) -> tuple[np.ndarray, float]:
+    """A layer's bound for the input that a witness gave it, and the largest ratio to what is usual.
+
+    The judge's input is nearly the same, so its bound is taken where `got` is far within; only other images
+    have their own computed.
+    """
+    limit, usual = expected.own.copy(), expected.usual.copy()
+    difference = np.abs(got - y)
+    close = np.flatnonzero((2 * difference > usual).reshape(len(y), -1).any(axis=1))
+    if len(close):
+        given = tuple(part[close] for part in x) if isinstance(x, tuple) else x[close]
+        own = limits.rounding(node.layer, given, y[close], weights)
+        with np.errstate(over="ignore"):
+            limit[close], usual[close] = own.bound, own.expected
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return limit, float(np.nan_to_num(difference / usual, nan=0, posinf=np.inf).max(initial=0))
+
+
+def usable(got: np.ndarray, expected: np.ndarray) -> bool:
+    """Whether a layer's output can be the next layer's input."""
+    return got.dtype == np.float32 and got.shape == expected.shape and bool(np.isfinite(got).all())
+
+
+def _alone(
+    alone: Alone, node: Node, weights: Mapping[str, np.ndarray], inputs: Sequence[np.ndarray]
+) -> Comparison | None:
+    """One layer by itself under its own bound; None where the witness has none, a problem if it fails to."""
+    try:
+        got = alone(node.path, *inputs)
+    except MachineError:
+        raise
+    except ZooError as error:  # as a layer of a wrong shape cannot even be built; or the process died
+        nothing = float("nan")
+        return Comparison(nothing, nothing, nothing, problem=f"not to be run alone: {error}")
+    if got is None:
+        return None
+    x = node.take({path: x.astype(np.float64) for path, x in zip(node.inputs, inputs, strict=True)})
+    y = apply(node.layer, x, weights)
+    return compare(got, y, limits.rounding(node.layer, x, y, weights).bound)
