@@ -58,13 +58,13 @@ from zoo.layers import (
 )
 from zoo.machine import version
 from zoo.model import Model, iter_weights
-from zoo.network import OnStep
+from zoo.network import ONE_BATCH, OnStep
 from zoo.precision import BF16, FLOAT32
 from zoo.randomness import dropout_mask
 from zoo.recipe import SGD, Adam, Optimizer, Recipe, RMSprop
 from zoo.weights import check
 
-CHUNK = 500  # images at a time in inference
+CHUNK = 500  # images at a time in inference, where there are more than ONE_BATCH
 OPSET = 18
 WARM_UP = 3  # steps before CUDA records one
 MINIMUM = (2, 15)  # torch, as pyproject.toml promises
@@ -862,7 +862,8 @@ def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def _chunks(images: np.ndarray) -> list[np.ndarray]:
-    return [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
+    size = CHUNK if len(images) > ONE_BATCH else ONE_BATCH
+    return [images[start : start + size] for start in range(0, len(images), size)]
 
 
 def _attribute(name: str) -> str:

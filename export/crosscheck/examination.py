@@ -9,15 +9,16 @@ import numpy as np
 
 from backends.reference import apply
 from export.crosscheck import limits
-from export.crosscheck.comparison import Comparison, compare, decide, worst_of
+from export.crosscheck.comparison import Comparison, compare, decide, outer_limit, worst_of
 from export.crosscheck.diagnosis import explain
+from export.crosscheck.inputs import FEW_BATCHES, plain
 from export.crosscheck.judgement import Judgement, logit_path
-from export.crosscheck.verdict import Batches, LayerVerdict, Verdict
+from export.crosscheck.verdict import Batches, LayerVerdict, Probes, Verdict
 from export.crosscheck.witnesses import Witness
 from zoo.errors import MachineError, ZooError
 from zoo.model import IMAGE
 
-BATCHES = (1, 2, 3, 7, 64)
+MANY = 10  # images of a batch from which on it is tried with one set of neighbours only
 ULP = 2 * limits.UNIT  # of a value, relative: what a layer that computes exactly may differ
 
 Activations = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -31,7 +32,7 @@ def examine(
     activations: Activations | None = None,
     logits: Callable[[np.ndarray], np.ndarray | None] | None = None,
     alone: Alone | None = None,
-    batches: bool = False,
+    batches: bool | Sequence[int] = (),
     isolated: bool = False,
     partial: bool = False,
     only: Collection[str] = (),
@@ -41,7 +42,8 @@ def examine(
     activations: gives the layers' outputs by path, as far as the witness shows them. logits: gives the
     logits where predict gives probabilities; without it they are taken from activations, for the
     layers' images. alone: runs one layer by itself; it is asked for the culprit, or for every layer if
-    isolated. batches: also in batches of several sizes. partial: layers may be missing. only: nothing but
+    isolated. batches: sizes of batches in which it is asked, too; True for
+    a few. partial: layers may be missing. only: nothing but
     these layers counts; they are run alone as well. A witness that crashes gets a verdict as well;
     MachineError is raised.
     """
@@ -49,8 +51,10 @@ def examine(
     started = time.perf_counter()
     try:
         if not only:
-            verdict.outputs = witness.predict(judgement.images)
+            sizes = FEW_BATCHES if batches is True else tuple(batches or ())
+            verdict.outputs, tried = _in_turn(witness, judgement, sizes)
             _outputs(verdict, judgement, verdict.outputs)
+            mixed = witness.predict(judgement.layer_images)
         inside = activations(judgement.layer_images) if activations else {}
         if activations and not partial:
             missing = np.empty(0, np.float32)
@@ -61,8 +65,9 @@ def examine(
             verdict.skipped = f"it does not show {', '.join(only)}"
         if verdict.outputs is not None:
             verdict.logits = _logits(judgement, verdict.outputs, logits, verdict.layers)
-            if batches and verdict.output is not None and not verdict.output.problem:
-                verdict.batches = _batches(witness, judgement)
+            verdict.probes = _probes(judgement.mixture, mixed, verdict.layers)
+            if sizes and verdict.output is not None and not verdict.output.problem:
+                verdict.batches = _batches(witness, judgement, sizes, mixed, tried, verdict)
         if alone:
             _isolate(verdict, judgement, alone, isolated or bool(only))
         if verdict.culprit is not None:
@@ -91,6 +96,21 @@ def _output(judgement: Judgement, outputs: np.ndarray) -> Comparison:
     if compared.problem or compared.passed or judgement.derived_limit <= compared.limit:
         return compared
     return compare(outputs, judgement.outputs, judgement.derived_limit)
+
+
+def _probes(mixture: Judgement, outputs: np.ndarray, layers: Mapping[str, LayerVerdict]) -> Probes:
+    """Judge the outputs for the images whose layers are compared, each under a limit of its own.
+
+    What a bright image is allowed must not be allowed a dark one.
+    """
+    last = mixture.layers[mixture.model.walk()[-1].path]
+    outer = np.array([outer_limit(row) for row in last.output])
+    limit = np.maximum(outer.reshape(-1, *(1,) * (last.output.ndim - 1)), last.limit)
+    compared = compare(outputs, last.output, limit)
+    if compared.problem or mixture.output == "features":
+        return Probes(compared)
+    decided = decide(outputs, mixture.logits, mixture.decision_limit)
+    return Probes(compared, _logits(mixture, outputs, None, layers), decided)
 
 
 def _logits(
@@ -202,31 +222,69 @@ def _alone(
     return None if got is None else compare(got, exact, own)
 
 
-def _batches(witness: Witness, judgement: Judgement) -> Batches:
-    """Image 0 first with the next images, then with the last ones: its row, and all, must not change."""
+def _in_turn(
+    witness: Witness, judgement: Judgement, sizes: Sequence[int]
+) -> tuple[np.ndarray, dict[int, slice]]:
+    """The outputs for all images, and which of them were asked for in one batch, by its size.
+
+    Where there are images enough, large batches are some of them and cost nothing; the rest follows.
+    """
+    images, tried, start = judgement.images, {}, 0
+    for size in sorted(sizes, reverse=True):
+        if size >= MANY and start + size < len(images):
+            tried[size] = slice(start, start + size)
+            start += size
+    if not tried:
+        return witness.predict(images), {}
+    parts = [witness.predict(images[rows]) for rows in (*tried.values(), slice(start, None))]
+    for part in parts:
+        if part.shape[1:] != judgement.outputs.shape[1:]:
+            return part, {}
+    return np.concatenate(parts), tried
+
+
+def _batches(
+    witness: Witness,
+    judgement: Judgement,
+    sizes: Sequence[int],
+    mixed: np.ndarray,
+    tried: Mapping[int, slice],
+    verdict: Verdict,
+) -> Batches:
+    """Image 0 first with the next images, then with the last ones: its row, and all, must not change.
+
+    mixed: the outputs for the images whose layers are compared, in one go. tried: sizes of which the
+    verdict has the outputs, as these rows of all images.
+    """
     images = judgement.layer_images
     last = judgement.layers[judgement.model.walk()[-1].path]
-    whole = witness.predict(images)
     compared, identical = [], True
-    for size in BATCHES:
-        for others in (np.arange(1, size), np.arange(len(images) - size + 1, len(images))):
-            rows = np.concatenate([[0], others % len(images)]).astype(int)
-            got = witness.predict(images[rows])
-            compared.append(compare(got, last.output[rows], last.limit[rows]))
-            identical = identical and np.array_equal(got, whole[rows])
-    return Batches(BATCHES, worst_of(compared), identical)
+    for size in sizes:
+        if size in tried and verdict.outputs is not None and verdict.output is not None:
+            rows = tried[size]
+            got, expected = verdict.outputs[rows], judgement.outputs[rows]
+            compared.append((compare(got, expected, verdict.output.limit), size))
+            continue
+        for start in (1, len(images) - size + 1)[: 2 if size < MANY else 1]:
+            chosen = np.concatenate([[0], np.arange(start, start + size - 1) % len(images)]).astype(int)
+            got = witness.predict(images[chosen])
+            compared.append((compare(got, last.output[chosen], last.limit[chosen]), size))
+            identical = identical and np.array_equal(got, mixed[chosen])
+    worst, size = max(compared, key=lambda pair: (bool(pair[0].problem), pair[0].ratio))
+    return Batches(tuple(sizes), worst, size, identical)
 
 
 def _diagnosis(judgement: Judgement, inside: Mapping[str, np.ndarray], culprit: str) -> str:
-    """What the culprit's output looks like, given the input that the witness gave it."""
-    tensors = {IMAGE: judgement.layer_images.astype(np.float64)}
+    """What the culprit's output looks like on images in [0, 1], given the input that the witness gave it."""
+    rows = plain(judgement.layer_images)
+    tensors = {IMAGE: judgement.layer_images[rows].astype(np.float64)}
     for node, weights in judgement.network.nodes:
-        if node.path == culprit:
-            own = judgement.layers[culprit].own
-            return explain(judgement.model, node, weights, node.take(tensors), inside[culprit], own)
-        shown = inside.get(node.path)
-        expected = judgement.layers[node.path].output
-        tensors[node.path] = (
-            shown.astype(np.float64) if shown is not None and _usable(shown, expected) else expected
-        )
+        expected, shown = judgement.layers[node.path], inside.get(node.path)
+        usable = shown is not None and shown.shape == expected.output.shape
+        got = shown[rows] if shown is not None and usable else shown
+        if node.path == culprit and got is not None:
+            own = None if expected.own is None else expected.own[rows]
+            return explain(judgement.model, node, weights, node.take(tensors), got, own)
+        exact = expected.output[rows]
+        tensors[node.path] = got.astype(np.float64) if got is not None and _usable(got, exact) else exact
     return ""

@@ -1,7 +1,7 @@
 """What the judge, the float64 reference, says of some images, and what a witness may differ from it.
 
-All images are judged by the final output; every layer is, for a mixture of the first of them with
-noise and probes (export.crosscheck.inputs), under the limits of export.crosscheck.limits.
+All images are judged by the final output; every layer is, for a mixture of the first of them with noise,
+probes and extremes (export.crosscheck.inputs), under the limits of export.crosscheck.limits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from backends.reference import ReferenceNetwork, apply
 from export.crosscheck import limits
-from export.crosscheck.inputs import layer_images
+from export.crosscheck.inputs import layer_images, plain
 from export.crosscheck.limits import UNIT, UNITS, product_units
 from zoo.layers import Dense
 from zoo.model import IMAGE, Model, Node
@@ -64,8 +64,9 @@ class Judgement:
 
     @property
     def derived_limit(self) -> float:
-        """The largest derived limit of the last layer's output."""
-        return float(self.layers[self.model.walk()[-1].path].limit.max(initial=0))
+        """The largest derived limit of the last layer's output, on images in [0, 1]."""
+        limit = self.layers[self.model.walk()[-1].path].limit
+        return float(limit[plain(self.layer_images)].max(initial=0))
 
     @property
     def decision_limit(self) -> np.ndarray:
@@ -88,6 +89,14 @@ class Judgement:
             logit_limit=self.logit_limit[:count],
         )
 
+    @property
+    def mixture(self) -> Judgement:
+        """The judgement of the images whose layers are compared, as if no others had been given."""
+        last, path = self.layers[self.model.walk()[-1].path], self.layers[logit_path(self.model)]
+        nothing = np.empty((len(self.layer_images), 0))
+        logits, limit = (path.output, path.limit) if self.model.labels else (nothing, nothing)
+        return replace(self, images=self.layer_images, outputs=last.output, logits=logits, logit_limit=limit)
+
     def few_layers(self, count: int) -> Judgement:
         """The same with layers for `count` images: half of them the first, others spread over the rest."""
         total = len(self.layer_images)
@@ -98,10 +107,19 @@ class Judgement:
         return replace(self, layer_images=self.layer_images[rows], layers=layers)
 
 
-def judge(model: Model, weights: Mapping[str, np.ndarray], images: np.ndarray) -> Judgement:
-    """Run the reference over images float32 (N, C, H, W) in [0, 1], a slice at a time."""
+def judge(
+    model: Model,
+    weights: Mapping[str, np.ndarray],
+    images: np.ndarray,
+    inputs_seed: int = 0,
+    inside: np.ndarray | None = None,
+) -> Judgement:
+    """Run the reference over images float32 (N, C, H, W) in [0, 1], a slice at a time.
+
+    inside: the images whose layers are compared; None for inputs.layer_images, drawn with inputs_seed.
+    """
     network = ReferenceNetwork(model, weights)
-    inside = layer_images(model, images)
+    inside = layer_images(network, images, inputs_seed) if inside is None else inside
     layers = judge_layers(network, inside)
     path = logit_path(model)
     giver = next(node for node in model.walk() if node.path == path)
@@ -117,7 +135,7 @@ def judge(model: Model, weights: Mapping[str, np.ndarray], images: np.ndarray) -
     if model.labels:  # what the layers before add, at most on the images whose layers are known
         x = inside.astype(np.float64) if before == IMAGE else layers[before].output
         own = _logit_limit(giver, weights, x, layers[path].output)
-        limit = limit + np.maximum(layers[path].limit - own, 0).max(axis=0)
+        limit = limit + np.maximum(layers[path].limit - own, 0)[plain(inside)].max(axis=0)
     return Judgement(
         model,
         check(model, weights),
