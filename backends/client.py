@@ -346,9 +346,9 @@ class RemoteNetwork:
         return [float(second) for second in answer["seconds"]]
 
     def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Every layer's output by path, in the order of the model."""
+        """Every layer's output by path, in the order of the model, without those that it did not run."""
         tensors = self.worker.ask("activations", {"images": images})[1]
-        return {node.path: tensors[node.path] for node in self.model.walk()}
+        return {node.path: tensors[node.path] for node in self.model.walk() if node.path in tensors}
 
     def alone(self, path: str, *inputs: np.ndarray) -> np.ndarray | None:
         """The output of one layer for its input (N, C, H, W) or (N, features), built by itself.

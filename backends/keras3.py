@@ -63,7 +63,7 @@ from zoo.layers import (
 )
 from zoo.machine import version
 from zoo.model import IMAGE, Model, Node
-from zoo.network import OnStep
+from zoo.network import ONE_BATCH, OnStep
 from zoo.randomness import dropout_mask, raw_bits
 from zoo.recipe import SGD, Adam, Optimizer, Recipe, RMSprop
 from zoo.weights import check
@@ -133,7 +133,7 @@ warnings.filterwarnings("ignore", message="You are using a softmax over axis", c
 import keras  # noqa: E402
 from keras import ops  # noqa: E402
 
-CHUNK = 500  # images at a time in inference
+CHUNK = 500  # images at a time in inference, where there are more than ONE_BATCH
 OPSET = 18  # the newest that tf2onnx writes
 MINIMUM = (3, 15)  # keras, as pyproject.toml promises
 TO_NHWC = (2, 3, 1)
@@ -788,6 +788,11 @@ def _cuts_channels(node: Node) -> bool:
     return isinstance(layer, Conv2d) and layer.groups > 1 and not _is_depthwise(layer, node.input_shape[0])
 
 
+def _at_a_time(images: np.ndarray) -> int:
+    """How many of these images one batch of inference has."""
+    return CHUNK if len(images) > ONE_BATCH else ONE_BATCH
+
+
 class KerasNetwork:
     """A model in Keras; a zoo.network.Network."""
 
@@ -854,12 +859,13 @@ class KerasNetwork:
         """(N, *model.output_shape) in the network's dtype."""
         with _precision(self.dtype), _plain_sums():
             images = images.astype(self.dtype)
-            return np.asarray(self.network.predict(images, batch_size=CHUNK, verbose=0))
+            return np.asarray(self.network.predict(images, batch_size=_at_a_time(images), verbose=0))
 
     def call(self, images: np.ndarray) -> np.ndarray:
         """The same as `predict` by calling the network itself: eagerly, without Keras' loop over batches."""
         with _precision(self.dtype), _plain_sums():
-            chunks = (images[start : start + CHUNK] for start in range(0, len(images), CHUNK))
+            size = _at_a_time(images)
+            chunks = (images[start : start + size] for start in range(0, len(images), size))
             called = [
                 self.network(ops.convert_to_tensor(x.astype(self.dtype)), training=False) for x in chunks
             ]

@@ -13,7 +13,7 @@ import os
 import shutil
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import singledispatch
 from math import prod
 from pathlib import Path
@@ -57,14 +57,14 @@ from zoo.layers import (
     Tanh,
 )
 from zoo.machine import version
-from zoo.model import IMAGE, Model, iter_weights
-from zoo.network import OnStep
+from zoo.model import Model, iter_weights
+from zoo.network import ONE_BATCH, OnStep
 from zoo.precision import BF16, FLOAT32
 from zoo.randomness import dropout_mask
 from zoo.recipe import SGD, Adam, Optimizer, Recipe, RMSprop
 from zoo.weights import check
 
-CHUNK = 500  # images at a time in inference
+CHUNK = 500  # images at a time in inference, where there are more than ONE_BATCH
 OPSET = 18
 WARM_UP = 3  # steps before CUDA records one
 MINIMUM = (2, 15)  # torch, as pyproject.toml promises
@@ -468,6 +468,7 @@ class TorchNetwork:
         self._recipe: Optimizer | None = None
         self._slots: dict[int, dict[str, Tensor]] = {}  # of a restored state, not yet taken up
         self._random: Tensor | None = None  # so, too
+        self._seen: dict[str, Tensor] = {}  # by hooks, during one pass
         self._load(check(model, weights))
 
     def _load(self, weights: Mapping[str, np.ndarray]) -> None:
@@ -484,22 +485,43 @@ class TorchNetwork:
         return np.concatenate(parts)
 
     def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Every layer's output by path."""
-        self.module.eval()
-        parts: dict[str, list[np.ndarray]] = {node.path: [] for node in self.model.walk()}
-        with torch.inference_mode():
-            for chunk in _chunks(images):
-                for part, x in zip(parts.values(), self._every_layer(self._tensor(chunk)), strict=True):
-                    part.append(x.contiguous().cpu().numpy().copy())
-        return {path: np.concatenate(part) for path, part in parts.items()}
+        """Every layer's output by path, taken from an ordinary pass through the network.
 
-    def _every_layer(self, x: Tensor) -> list[Tensor]:
-        """The outputs of all layers, in the order of the model's nodes."""
-        tensors = {IMAGE: x}
-        for node, module in self._steps:
-            inputs = [tensors[path] for path in node.inputs]
-            tensors[node.path] = module.join(*inputs) if isinstance(module, _Join) else module(*inputs)
-        return list(tensors.values())[1:]
+        A layer that the pass does not run is missing.
+        """
+        self.module.eval()
+        return self._passed(images, self._every_layer)
+
+    def _passed(
+        self, images: np.ndarray, every_layer: Callable[[Tensor], dict[str, Tensor]]
+    ) -> dict[str, np.ndarray]:
+        """What `every_layer` gives for images, as arrays in the order of the model."""
+        parts: dict[str, list[np.ndarray]] = {node.path: [] for node in self.model.walk()}
+        hooks = [module.register_forward_hook(self._noting(node.path)) for node, module in self._steps]
+        try:
+            with torch.inference_mode():
+                for chunk in _chunks(images):
+                    for path, x in every_layer(self._tensor(chunk)).items():
+                        parts[path].append(x.cpu().numpy())
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self._seen.clear()
+        return {path: np.concatenate(part) for path, part in parts.items() if part}
+
+    def _noting(self, path: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        """A hook that copies a module's output, which the next module may overwrite."""
+
+        def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            self._seen[path] = output.clone(memory_format=torch.contiguous_format)
+
+        return note
+
+    def _every_layer(self, x: Tensor) -> dict[str, Tensor]:
+        """The outputs of all layers that a pass runs, by path, while hooks note them."""
+        self._seen.clear()
+        self.module(x)
+        return dict(self._seen)
 
     def weights(self) -> dict[str, np.ndarray]:
         """The current weights, float32 (or float64 where the network is)."""
@@ -713,10 +735,7 @@ class CompiledTorchNetwork(TorchNetwork):
     def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Every layer's output by path, all from one compiled program: another than that of `predict`,
         which need not keep them."""
-        with torch.inference_mode():
-            parts = [self._inside(self._tensor(chunk)) for chunk in _chunks(images)]
-            outputs = [torch.cat(tensors).contiguous().numpy() for tensors in zip(*parts, strict=True)]
-        return dict(zip((node.path for node in self.model.walk()), outputs, strict=True))
+        return self._passed(images, self._inside)
 
     def export_native(self, path: str | Path) -> None:
         """Always raises NotSupported: torch exports the network as it was before."""
@@ -843,7 +862,8 @@ def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def _chunks(images: np.ndarray) -> list[np.ndarray]:
-    return [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
+    size = CHUNK if len(images) > ONE_BATCH else ONE_BATCH
+    return [images[start : start + size] for start in range(0, len(images), size)]
 
 
 def _attribute(name: str) -> str:

@@ -497,5 +497,7 @@ def failure(verdict: crosscheck.Verdict) -> str:
         return f"{verdict.witness} disagrees: {verdict.output}"
     if verdict.logits and not verdict.logits.passed:
         return f"{verdict.witness} disagrees: logits {verdict.logits}"
+    if verdict.probes and not verdict.probes.passed:
+        return f"{verdict.witness} disagrees on probes: {verdict.probes.output}"
     forbidden = verdict.decisions.forbidden if verdict.decisions else []
     return f"{verdict.witness} decides otherwise on images {forbidden[:10]}"

@@ -58,6 +58,10 @@ def checks(witness: Data) -> list[Check]:
             found.append(Check(name, _word(witness[name]), _compared(witness[name])))
     if witness["decisions"]:
         found.append(Check("decisions", _word(witness["decisions"]), _decided(witness["decisions"])))
+    for name, part in (witness["probes"] or {}).items():
+        if part:
+            detail = _decided(part) if name == "decisions" else _compared(part)
+            found.append(Check(f"{name} on probes", _word(part), detail))
     for path, layer in witness["layers"].items():
         found.append(Check(f"layer {plain(path)}", _word(layer), _layer(layer)))
     if witness["batches"]:
@@ -126,10 +130,21 @@ def _decided(part: Data) -> str:
 
 
 def _batched(part: Data) -> str:
-    sizes = " ".join(map(str, part["sizes"]))
+    sizes = _ranges(part["sizes"])
     if not part["passed"]:
-        return f"of {sizes}: {_compared(part)}"
+        return f"of {sizes}: at {part['worst_size']}: {_compared(part)}"
     return f"{sizes} {'identical' if part['identical'] else 'within limits'}"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers; for three and more that follow each other the first and the last: "1-9 32 65"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return " ".join(f"{r[0]}-{r[-1]}" if len(r) > 2 else " ".join(map(str, r)) for r in runs)
 
 
 FOLDED = "not this layer's own output: what follows is computed as if a fused layer held it"
@@ -242,6 +257,7 @@ def _tolerance(report: Data) -> str:
 
 def _all_parts(witness: Data) -> list[Data]:
     parts = [witness[name] for name in ("output", "logits", "batches") if witness[name]]
+    parts += [part for name, part in (witness["probes"] or {}).items() if part and name != "decisions"]
     return parts + [part for layer in witness["layers"].values() for _, part in _parts(layer)]
 
 
@@ -251,9 +267,10 @@ def _unfit(part: Data) -> bool:
 
 def _inputs(report: Data) -> str:
     data = plain(report["data"]) or f"{report['images']:,} images"
+    drawn = f"half noise and probes (seed {report['inputs_seed']})"
     if report["layers"]:
-        return f"{report['layer_images']:,}, half the first of {data}, half noise and probes"
-    return f"{data}; layers: {report['layer_images']:,}, half noise and probes"
+        return f"{report['layer_images']:,}, half the first of {data}, {drawn}"
+    return f"{data}; layers: {report['layer_images']:,}, {drawn}"
 
 
 def _header(report: Data) -> Iterator[tuple[str, str]]:
@@ -338,7 +355,7 @@ def _details(witness: Data, report: Data, before: Data | None) -> list[str]:
     lines = []
     if report["layers"] and status(witness) in ("ok", "FAIL"):
         lines += _looked_at(witness, report["layers"])
-    folded = [plain(path) for path, layer in witness["layers"].items() if layer["folded"]]
+    folded = [plain(path) for path, layer in witness.get("layers", {}).items() if layer["folded"]]
     if folded:
         lines.append(f"{', '.join(folded)}: {FOLDED}")
     if not report["layers"] and status(witness) == "FAIL":

@@ -19,8 +19,9 @@ import onnxruntime
 from export import isolation
 from zoo import machine
 from zoo.errors import CheckFailed, DataError, MachineError
+from zoo.network import ONE_BATCH
 
-CHUNK = 500  # images at a time
+CHUNK = 500  # images at a time, where there are more than ONE_BATCH
 SHORT = 5e-4  # seconds of a call on one thread for which no others are woken
 SMALL = 2**24  # bytes of a file that may be loaded twice, for one thread and for all
 # In protobuf, the key under which ONNX names another file; both numbers may be written with idle bytes.
@@ -99,7 +100,7 @@ class Session:
         inputs = images if isinstance(images, Mapping) else {self.input: images}
         count = len(next(iter(inputs.values())))
         try:
-            if 0 < count <= CHUNK:  # nothing to cut or to join, which would take its time at one image
+            if 0 < count <= ONE_BATCH:  # nothing to cut or to join, which would take its time at one image
                 found = self._call(names, inputs, count)
                 for array in found:
                     if not array.ndim:

@@ -227,13 +227,17 @@ def test_an_accusation_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_images_whose_layers_are_compared() -> None:
     model = zoo.get("lenet-dropout")
-    real = np.zeros((1000, 1, 28, 28), np.float32)
-    mixed = layer_images(model, real)
+    network = ReferenceNetwork(model, zoo.init_weights(model))
+    real = np.full((1000, 1, 28, 28), 0.25, np.float32)
+    mixed = layer_images(network, real)
     assert mixed.shape == (LAYER_IMAGES, 1, 28, 28)
-    assert np.count_nonzero(mixed.any(axis=(1, 2, 3))) == LAYER_IMAGES // 2
-    assert len(layer_images(model, real[:4])) == 8
+    assert np.count_nonzero((mixed == 0.25).all(axis=(1, 2, 3))) == 120
+    assert len(layer_images(network, real[:4])) == 8 + 17
     wide = Model("wide", (3, 300, 300), (Conv2d(64, 3),), Recipe(SGD(0.1), 1, 1), labels=())
-    assert len(layer_images(wide, np.zeros((50, 3, 300, 300), np.float32))) == 5
+    network = ReferenceNetwork(wide, zoo.init_weights(wide))
+    few = layer_images(network, np.full((50, 3, 300, 300), 0.25, np.float32))
+    assert len(few) == 6
+    assert [len(np.unique(image)) == 1 for image in few] == [False, True, True, True, False, False]
 
 
 def test_logits_may_owe_a_part_to_the_layers_before() -> None:

@@ -16,6 +16,8 @@ import numpy as np
 from zoo.model import Model
 from zoo.recipe import Recipe
 
+ONE_BATCH = 1000  # images that `predict` hands its framework in one piece; of more it may make several
+
 OnStep = Callable[[int, float, float], None]
 """Called after each optimiser step with (step in the epoch from 1, batch loss, batch accuracy)."""
 
@@ -24,7 +26,10 @@ class Network(Protocol):
     """One model with its weights, in one framework. Images: float32 (N, C, H, W) in [0, 1]."""
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """(N, *model.output_shape) in the network's dtype: what model.output says."""
+        """(N, *model.output_shape) in the network's dtype: what model.output says.
+
+        Up to ONE_BATCH images are one batch of the framework's: the cross-check tries many sizes.
+        """
 
     def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Every layer's output by path: (N, C, H, W) or (N, features). Dropout is the identity."""

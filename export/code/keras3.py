@@ -45,9 +45,10 @@ from zoo.layers import (
     Tanh,
 )
 from zoo.model import Model
+from zoo.network import ONE_BATCH
 
 EVERY = ".every"  # ends the name of a convolution that is thinned out afterwards
-CHUNK = 500  # images at a time, as in backends/keras3.py
+CHUNK = 500  # images at a time where there are more than ONE_BATCH, as in backends/keras3.py
 
 
 @singledispatch
@@ -414,8 +415,9 @@ DEPTHWISE_KERNEL = """\
 PREDICT = f'''\
 def predict(model, images):
     """The outputs for an array of images, as an array."""
-    # {CHUNK} images at a time: as the zoo does (on TensorFlow), to the last bit.
-    return model.predict(images, batch_size={CHUNK}, verbose=0)'''
+    # So many images at a time: as the zoo does (on TensorFlow), to the last bit.
+    size = {CHUNK} if len(images) > {ONE_BATCH} else {ONE_BATCH}
+    return model.predict(images, batch_size=size, verbose=0)'''
 
 
 def program(model: Model) -> str:

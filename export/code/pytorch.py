@@ -44,8 +44,9 @@ from zoo.layers import (
     Tanh,
 )
 from zoo.model import Model, Node
+from zoo.network import ONE_BATCH
 
-CHUNK = 500  # images at a time, as in backends/pytorch.py
+CHUNK = 500  # images at a time where there are more than ONE_BATCH, as in backends/pytorch.py
 
 
 @singledispatch
@@ -359,10 +360,11 @@ def _predict(model: Model) -> str:
 @torch.inference_mode()
 def predict(net, images):
     """The outputs for an array of images, as an array."""
-    # {CHUNK} images at a time{", channels last" if pools else ""}: as the zoo does, to the last bit.
+    # So many images at a time{", channels last" if pools else ""}: as the zoo does, to the last bit.
+    size = {CHUNK} if len(images) > {ONE_BATCH} else {ONE_BATCH}
     parts = []
-    for start in range(0, len(images), {CHUNK}):
-        x = torch.tensor(images[start : start + {CHUNK}], dtype=torch.float32)
+    for start in range(0, len(images), size):
+        x = torch.tensor(images[start : start + size], dtype=torch.float32)
 {layout}        parts.append(net(x).numpy())
     return np.concatenate(parts)'''
 

@@ -72,7 +72,8 @@ def explain(
     honest = apply(node.layer, x, weights)
     for sentence, mistaken in (*_mistakes(node.layer, x, weights, model, node), *_of_any_layer(honest)):
         try:
-            y = mistaken()
+            with np.errstate(all="ignore"):  # a mistake may divide by zero
+                y = mistaken()
         except (ZooError, ValueError, IndexError):  # the mistake is impossible here
             continue
         if y.shape == got.shape:

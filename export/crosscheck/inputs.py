@@ -1,6 +1,9 @@
-"""The images of the cross-check beside real ones: nothing here is constant or symmetric.
+"""The images of the cross-check beside real ones, and the sizes of its batches.
 
-Constant images are blind: a kernel that is transposed or flipped gives them the same sums.
+Constant images are blind: a kernel that is transposed or flipped gives them the same sums. So most images
+here are noise, single pixels and ramps. But some faults show on constant ones alone (black, white, grey), on
+saturated ones, or where the logits are so large that an exponential overflows; there are a few of each. What
+is drawn follows from a seed.
 """
 
 from __future__ import annotations
@@ -9,25 +12,37 @@ from math import prod
 
 import numpy as np
 
-from zoo.layers import Conv2d, Dense
+from backends.reference import ReferenceNetwork
+from zoo.layers import AdaptiveAvgPool2d, AvgPool2d, Conv2d, Dense, GlobalAvgPool2d, Softmax
 from zoo.model import Model, Node
+from zoo.network import ONE_BATCH
 from zoo.randomness import permutation, raw_bits, uniform
 
 LAYER_IMAGES = 256  # whose every layer is compared
-NOISE, PIXELS, RAMPS = 95, 31, 2
+LEAST_IMAGES = 6  # of them, however large a model is
 MOST = 64  # of noise, and of single pixels, where there is no data set
 WORK = 20_000_000_000  # multiply-accumulates on each of the two
-MOST_BYTES = 400_000_000  # of what is kept of these images' layers
+MOST_BYTES = 400_000_000  # of what is kept of these images' layers; and of a tensor of a batch
+
+LOGITS = 1e4  # what scaled images drive the logits to: exp overflows in float32 from 88.8 on
+MOST_SCALE = 2.0**20
+HIGHEST = 1e10  # of all layers on scaled images: its cube is a float32 number
+
+BATCHES = (*range(1, 10), 32, 65, 128, 500, ONE_BATCH)
+DRAWN_BATCHES, LARGEST_DRAWN = 3, 256  # besides
+FEW_BATCHES = (1, 2, 3, 7, 64)
+LEAST_BATCHES = 3  # sizes, however much a model computes
+BATCH_WORK = 30_000_000_000  # multiply-accumulates of all batches, each size once
 SEVERAL, MOST_ROWS = 16, 256  # inputs for a layer alone, and for a dense one
 FEW = 16  # terms of a sum that are not zero
 
 
-def probes(model: Model, count: int = MOST) -> np.ndarray:
+def probes(model: Model, count: int = MOST, seed: int = 0) -> np.ndarray:
     """Images that no transposition, flip or shift leaves alike: noise, single pixels, ramps.
 
-    float32 (2 * count + 2, C, H, W) in [0, 1], the same on every call.
+    float32 (2 * count + 2, C, H, W) in [0, 1], the same for the same seed.
     """
-    return np.concatenate([noise(model, count), *_pixels_and_ramps(model, count)])
+    return np.concatenate([noise(model, count, seed), _pixels(model, count, seed), _ramps(model)])
 
 
 def probe_count(model: Model) -> int:
@@ -35,53 +50,144 @@ def probe_count(model: Model) -> int:
     return max(2, min(MOST, WORK // max(1, model.macs)))
 
 
-def noise(model: Model, count: int) -> np.ndarray:
-    """Uniform noise: float32 (count, C, H, W) in [0, 1), the same on every call."""
-    bits = raw_bits(0, "probes/noise", count * prod(model.input_shape)) >> np.uint64(40)
+def noise(model: Model, count: int, seed: int = 0) -> np.ndarray:
+    """Uniform noise: float32 (count, C, H, W) in [0, 1), the same for the same seed."""
+    bits = raw_bits(seed, "probes/noise", count * prod(model.input_shape)) >> np.uint64(40)
     return (bits.astype(np.float32) / 2**24).reshape(count, *model.input_shape)
 
 
-def layer_images(model: Model, images: np.ndarray) -> np.ndarray:
-    """The images whose every layer is compared: the first of those given, noise, pixels and ramps.
+def layer_images(network: ReferenceNetwork, images: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The images whose every layer is compared: extremes, the first of those given, noise and pixels.
 
-    float32 (at most LAYER_IMAGES, C, H, W), half of them given ones; fewer where only a few are given
-    or their activations would be too large.
+    network: the judge, which says how far images must be scaled. float32 (at most LAYER_IMAGES, C, H, W);
+    fewer where only a few are given or their activations would be too large. All but the scaled extremes
+    are in [0, 1]: see `plain`.
     """
+    model = network.model
+    extremes = _extremes(network, images, seed)
     kept = 16 * sum(prod(node.output_shape) for node in model.walk())  # bytes: outputs and two limits
-    count = max(5, min(LAYER_IMAGES, 2 * len(images), MOST_BYTES // kept))
-    pixels = max(1, PIXELS * count // LAYER_IMAGES)
-    made = [noise(model, max(1, NOISE * count // LAYER_IMAGES)), *_pixels_and_ramps(model, pixels)]
-    return np.concatenate([images[: count - sum(map(len, made))], *made])
+    others = 2 * max(2, len(images))
+    count = max(LEAST_IMAGES, min(LAYER_IMAGES, others + len(extremes), MOST_BYTES // kept))
+    extremes = extremes[: max(count // 2, count - others)]
+    made = max(2, (count - len(extremes)) // 2)
+    pixels = max(1, made // 4)
+    given = images[: count - len(extremes) - made]
+    return np.concatenate([extremes, given, noise(model, made - pixels, seed), _pixels(model, pixels, seed)])
 
 
-def _pixels_and_ramps(model: Model, count: int) -> tuple[np.ndarray, np.ndarray]:
+def plain(images: np.ndarray) -> np.ndarray:
+    """Which of some images (N, C, H, W) are in [0, 1], as all are that a model is meant for: (N,)."""
+    return (images.reshape(len(images), -1).max(axis=1, initial=0) <= 1).astype(bool)
+
+
+def batch_sizes(model: Model, seed: int = 0, work: int = BATCH_WORK) -> tuple[int, ...]:
+    """The sizes of batches that a model is asked for: BATCHES and drawn ones, fewer where it computes much.
+
+    work: multiply-accumulates of all of them together.
+    """
+    drawn = 10 + (raw_bits(seed, "probes/batches", DRAWN_BATCHES) % np.uint64(LARGEST_DRAWN - 10)).astype(int)
+    largest = 4 * max(prod(model.input_shape), *(prod(node.output_shape) for node in model.walk()))
+    sizes: list[int] = []
+    for size in sorted({*BATCHES, *drawn.tolist()}):
+        rows = sum(sizes) + size
+        if len(sizes) < LEAST_BATCHES or (rows * model.macs <= work and size * largest <= MOST_BYTES):
+            sizes.append(size)
+    return tuple(sizes)
+
+
+def _extremes(network: ReferenceNetwork, images: np.ndarray, seed: int) -> np.ndarray:
+    """Black, white, grey, saturated and nearly saturated images, pixels in corners, ramps, and images so
+    bright that the logits are large: float32 (17, C, H, W), the most telling first."""
+    model = network.model
+    shape = model.input_shape
+    level, jitter = uniform(seed, "probes/levels", 2)
+    drawn = noise(model, 4, seed)
+    real = images[0] if len(images) else drawn[1]
+    factor = np.float32(_factor(network, drawn[0], LOGITS * 2 ** (jitter - 0.5)))
+    corners = np.zeros((4, *shape), np.float32)
+    for i, (y, x) in enumerate(((0, 0), (-1, -1), (0, -1), (-1, 0))):
+        corners[i, i % shape[0], y, x] = 1
+    black, white = np.zeros(shape, np.float32), np.ones(shape, np.float32)
+    saturated = np.round(drawn[2])
+    almost = np.float32(2.0**-20) * drawn[3]
+    return np.stack(
+        [
+            drawn[0] * factor,
+            black,
+            white,
+            saturated,
+            *_ramps(model),
+            real * factor,
+            corners[0],
+            np.full(shape, level, np.float32),
+            np.abs(saturated - almost),
+            drawn[0] * max(factor / 10, np.float32(1)),
+            *corners[1:],
+            np.round(real),
+            drawn[1] * max(factor / 100, np.float32(1)),
+            real * max(factor / 100, np.float32(1)),
+        ]
+    ).astype(np.float32)
+
+
+def _factor(network: ReferenceNetwork, image: np.ndarray, largest: float) -> float:
+    """What an image (C, H, W) is multiplied with so that the largest logit becomes about `largest`.
+
+    Less, where even MOST_SCALE does not do that, or a layer would pass HIGHEST.
+    """
+    last = next(node.path for node, _ in reversed(network.nodes) if not isinstance(node.layer, Softmax))
+    factor = safe = 1.0
+    for _ in range(3):
+        with np.errstate(over="ignore", invalid="ignore"):
+            sizes = {path: np.abs(y).max(initial=0) for path, y in network.run(image[None] * factor)}
+        if not max(sizes.values()) <= HIGHEST:
+            factor = (safe * factor) ** 0.5
+            continue
+        safe = factor
+        if sizes[last] >= largest / 2:
+            break
+        factor = min(factor * largest / max(sizes[last], 1 / MOST_SCALE), MOST_SCALE)
+    return safe
+
+
+def _pixels(model: Model, count: int, seed: int) -> np.ndarray:
     size = prod(model.input_shape)
     pixels = np.zeros((count, size), dtype=np.float32)
-    pixels[np.arange(count), (raw_bits(0, "probes/pixels", count) % np.uint64(size)).astype(int)] = 1
+    pixels[np.arange(count), (raw_bits(seed, "probes/pixels", count) % np.uint64(size)).astype(int)] = 1
+    return pixels.reshape(-1, *model.input_shape)
+
+
+def _ramps(model: Model) -> np.ndarray:
+    size = prod(model.input_shape)
     ramp = np.arange(size, dtype=np.float32) / size
-    ramps = np.stack([ramp, np.sqrt(ramp)[::-1]])
-    return pixels.reshape(-1, *model.input_shape), ramps.reshape(RAMPS, *model.input_shape)
+    return np.stack([ramp, np.sqrt(ramp)[::-1]]).reshape(2, *model.input_shape)
+
+
+SEVERAL, MOST_ROWS = 16, 256  # inputs for a layer alone, and for a dense one
+FEW = 16  # terms of a sum that are not zero
 
 
 def few_terms(node: Node, x: np.ndarray, number: int = 0) -> np.ndarray:
-    """Inputs for one layer alone: noise of both signs, as large as x (N, ...) is at most, float32 (N', ...).
+    """Inputs for one layer alone: noise of both signs, as large as x (N, ...) is at most, and one of zeros.
 
-    For a layer that sums products most of it is zero, so that its outputs are sums of about FEW terms:
+    For a layer that sums most of the noise is zero, so that its outputs are sums of about FEW terms:
     rounding has a sharp bound there, and one wrong weight is a large part of an output. Together they meet
-    every weight of a dense layer, and nearly every one of a convolution. number: of a join's input.
+    every weight of a dense layer, and nearly every one of a convolution. number: of a join's input. float32.
     """
     shape, size = x.shape[1:], prod(x.shape[1:])
-    largest = float(np.abs(x).max(initial=0)) or 1.0
     rows = min(len(x), SEVERAL)
     if isinstance(node.layer, Dense):
         rows = min(MOST_ROWS, max(rows, -(-size // FEW)))
-    with np.errstate(over="ignore"):
-        noise = (2 * uniform(number, f"alone/{node.path}", rows * size) - 1).reshape(rows, size) * largest
+    noise = (2 * uniform(number, f"alone/{node.path}", rows * size) - 1).reshape(rows, size)
     if isinstance(node.layer, Dense):
-        turn = permutation(number, f"alone/{node.path}/rows", size)
-        noise[np.arange(rows)[:, None] != turn % rows] = 0
-    elif isinstance(node.layer, Conv2d):
-        terms = prod(node.layer.kernel) * shape[0] // node.layer.groups
-        kept = uniform(number, f"alone/{node.path}/places", rows * size).reshape(rows, size) * terms < FEW
-        noise[~kept] = 0
-    return noise.astype(np.float32).reshape(rows, *shape)
+        noise[np.arange(rows)[:, None] != permutation(number, f"alone/{node.path}/rows", size) % rows] = 0
+    elif isinstance(node.layer, (Conv2d, AvgPool2d, AdaptiveAvgPool2d, GlobalAvgPool2d)):
+        window = node.layer.window(shape)
+        terms = prod(window[0] if window else shape[1:])
+        if isinstance(node.layer, Conv2d):
+            terms = prod(node.layer.kernel) * shape[0] // node.layer.groups
+        noise[
+            uniform(number, f"alone/{node.path}/places", rows * size).reshape(rows, size) * terms >= FEW
+        ] = 0
+    noise *= float(np.abs(x).max(initial=0)) or 1.0
+    return np.concatenate([noise, np.zeros((1, size))]).astype(np.float32).reshape(-1, *shape)

@@ -1,7 +1,7 @@
 """What the judge, the float64 reference, says of some images, and what a witness may differ from it.
 
 All images are judged by the final output; every layer is, for a mixture of the first of them with
-noise and probes (export.crosscheck.inputs).
+noise, probes and extremes (export.crosscheck.inputs).
 
 A layer's own rounding is bounded by export.crosscheck.limits. What the layers before it add is measured: the
 reference runs once more, each layer's output shaken by errors as large as rounding usually is, with random
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from backends.reference import ReferenceNetwork, apply
-from export.crosscheck.inputs import layer_images
+from export.crosscheck.inputs import layer_images, plain
 from export.crosscheck.limits import UNIT, UNITS, carry, product_units, rounding
 from zoo.layers import Dense, Softmax
 from zoo.model import IMAGE, Model, Node
@@ -79,14 +79,16 @@ class Judgement:
     @property
     def output_limit(self) -> np.ndarray:
         """What each output may differ where that is more than the outer limit: float64 (N, ...)."""
+        last = self.layers[self.model.walk()[-1].path]
+        if self.images is self.layer_images:
+            return last.limit
         if self.output == "logits":
             return self.logit_limit
         if self.output == "probabilities":
             softmax = Softmax()
             own = rounding(softmax, self.logits, self.outputs, {}).bound
             return own + carry(softmax, self.logits, {}, self.logit_limit)
-        largest = self.layers[self.model.walk()[-1].path].limit.max(initial=0)
-        return np.full(self.outputs.shape, largest)
+        return np.full(self.outputs.shape, last.limit[plain(self.layer_images)].max(initial=0))
 
     @property
     def decision_limit(self) -> np.ndarray:
@@ -109,6 +111,14 @@ class Judgement:
             logit_limit=self.logit_limit[:count],
         )
 
+    @property
+    def mixture(self) -> Judgement:
+        """The judgement of the images whose layers are compared, as if no others had been given."""
+        last, path = self.layers[self.model.walk()[-1].path], self.layers[logit_path(self.model)]
+        nothing = np.empty((len(self.layer_images), 0))
+        logits, limit = (path.output, path.limit) if self.model.labels else (nothing, nothing)
+        return replace(self, images=self.layer_images, outputs=last.output, logits=logits, logit_limit=limit)
+
     def few_layers(self, count: int) -> Judgement:
         """The same with layers for `count` images: half of them the first, others spread over the rest."""
         total = len(self.layer_images)
@@ -119,10 +129,19 @@ class Judgement:
         return replace(self, layer_images=self.layer_images[rows], layers=layers)
 
 
-def judge(model: Model, weights: Mapping[str, np.ndarray], images: np.ndarray) -> Judgement:
-    """Run the reference over images float32 (N, C, H, W) in [0, 1], a slice at a time."""
+def judge(
+    model: Model,
+    weights: Mapping[str, np.ndarray],
+    images: np.ndarray,
+    inputs_seed: int = 0,
+    inside: np.ndarray | None = None,
+) -> Judgement:
+    """Run the reference over images float32 (N, C, H, W) in [0, 1], a slice at a time.
+
+    inside: the images whose layers are compared; None for inputs.layer_images, drawn with inputs_seed.
+    """
     network = ReferenceNetwork(model, weights)
-    inside = layer_images(model, images)
+    inside = layer_images(network, images, inputs_seed) if inside is None else inside
     layers = judge_layers(network, inside)
     path = logit_path(model)
     giver = next(node for node in model.walk() if node.path == path)
@@ -138,7 +157,7 @@ def judge(model: Model, weights: Mapping[str, np.ndarray], images: np.ndarray) -
     if model.labels:
         x = inside.astype(np.float64) if before == IMAGE else layers[before].output
         units = product_units(x.shape[1]) if isinstance(giver.layer, Dense) else 8 * UNITS
-        limit = units * UNIT * scale + SHAKEN * layers[path].noise.max(initial=0)
+        limit = units * UNIT * scale + SHAKEN * layers[path].noise[plain(inside)].max(initial=0)
     return Judgement(
         model,
         check(model, weights),

@@ -15,7 +15,7 @@ import numpy as np
 from backends.reference import ReferenceNetwork, apply
 from export.crosscheck import limits
 from export.crosscheck.comparison import Comparison, compare, worst_of
-from export.crosscheck.inputs import few_terms
+from export.crosscheck.inputs import few_terms, plain
 from export.crosscheck.judgement import Expected
 from export.crosscheck.verdict import LayerVerdict
 from zoo.errors import MachineError, ZooError
@@ -58,12 +58,13 @@ class Examined:
         """
         found = dict(layers)
         tensors = {IMAGE: self.images}
+        meant = plain(self.images) if plain(self.images).any() else slice(None)
         for node, weights in self.network.nodes:
             layer = found.get(node.path)
             if layer is not None and not layer.folded and (everything or layer.usual > 1 or not layer.passed):
                 given = [tensors[path] for path in node.inputs]
                 inputs = [given] if everything or not layer.passed else []
-                inputs.append([few_terms(node, x, number) for number, x in enumerate(given)])
+                inputs.append([few_terms(node, x[meant], number) for number, x in enumerate(given)])
                 compared = [_alone(alone, node, weights, each) for each in inputs]
                 told = [each for each in compared if each is not None]
                 found[node.path] = replace(layer, alone=worst_of(told) if told else None)

@@ -76,14 +76,37 @@ def _compared(part: Comparison, located: bool) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Probes:
+    """The outputs for the images whose layers are compared: noise, probes and extremes among them.
+
+    Each image has its own limit. logits, decisions: None where they cannot be told.
+    """
+
+    output: Comparison
+    logits: Comparison | None = None
+    decisions: Decisions | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything that was compared is within its limits."""
+        return all(part.passed for part in (self.output, self.logits, self.decisions) if part is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The comparisons as JSON data."""
+        parts = {"output": self.output, "logits": self.logits, "decisions": self.decisions}
+        return {name: None if part is None else part.to_dict() for name, part in parts.items()}
+
+
+@dataclass(frozen=True)
 class Batches:
     """Outputs of the same images in batches of several sizes, with other neighbours.
 
-    identical: bit for bit the same whatever the batch.
+    worst_size: of the batch with the worst comparison. identical: bit for bit the same whatever the batch.
     """
 
     sizes: tuple[int, ...]
     worst: Comparison
+    worst_size: int
     identical: bool
 
     @property
@@ -93,20 +116,22 @@ class Batches:
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as JSON data."""
-        return {"sizes": list(self.sizes), "identical": self.identical, **self.worst.to_dict()}
+        told = {"sizes": list(self.sizes), "worst_size": self.worst_size, "identical": self.identical}
+        return told | self.worst.to_dict()
 
 
 @dataclass
 class Verdict:
     """What the cross-check says of one witness.
 
-    Where only some layers were looked at, there are no output, logits, decisions and batches.
+    Where only some layers were looked at, there are no output, logits, decisions, probes and batches.
     """
 
     witness: str
     output: Comparison | None = None
     logits: Comparison | None = None
     decisions: Decisions | None = None
+    probes: Probes | None = None
     layers: dict[str, LayerVerdict] = field(default_factory=dict)
     batches: Batches | None = None
     identical: bool | None = None  # bit for bit the direct graph's output, in onnxruntime
@@ -128,7 +153,7 @@ class Verdict:
         """Whether everything that was compared is within its limits."""
         if not self.judged:
             return bool(self.skipped)
-        parts = [self.output, self.logits, self.decisions, self.batches, *self.layers.values()]
+        parts = [self.output, self.logits, self.decisions, self.probes, self.batches, *self.layers.values()]
         return all(part.passed for part in parts if part is not None)
 
     @property
@@ -146,6 +171,7 @@ class Verdict:
             return float("inf")
         parts: list[Comparison | None] = [self.output, self.logits]
         parts += [part for layer in self.layers.values() for part in layer.judged]
+        parts += [self.probes.output, self.probes.logits] if self.probes else []
         parts += [self.batches.worst] if self.batches else []
         return max(float("inf") if part.problem else part.ratio for part in parts if part is not None)
 
@@ -162,6 +188,7 @@ class Verdict:
             "output": self.output.to_dict() if self.output else None,
             "logits": self.logits.to_dict() if self.logits else None,
             "decisions": self.decisions.to_dict() if self.decisions else None,
+            "probes": self.probes.to_dict() if self.probes else None,
             "layers": {path: layer.to_dict(only_layers) for path, layer in self.layers.items()},
             "batches": self.batches.to_dict() if self.batches else None,
             "culprit": self.culprit,
@@ -176,7 +203,8 @@ class Report:
     """All verdicts on one model with its weights.
 
     origin, data: where weights and images come from, in words. command: what runs it again. layers:
-    those looked at, where it was not everything. seconds: of all of it; 0 for the witnesses' sum.
+    those looked at, where it was not everything. inputs_seed: of what was drawn. seconds: of all of it; 0 for
+    the witnesses' sum.
     """
 
     model: str
@@ -188,6 +216,7 @@ class Report:
     data: str = ""
     command: list[str] = field(default_factory=list)
     layers: list[str] = field(default_factory=list)
+    inputs_seed: int = 0
     seconds: float = 0.0
     onnx: bytes = b""
     layers_onnx: bytes = b""
@@ -219,6 +248,7 @@ class Report:
             "images": self.images,
             "layer_images": self.layer_images,
             "layers": self.layers,
+            "inputs_seed": self.inputs_seed,
             "judge": f"{JUDGE} in float64",
             "suspects": self.suspects,
             "command": self.command,

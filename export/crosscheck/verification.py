@@ -12,7 +12,7 @@ import numpy as np
 import backends
 from backends.client import RemoteNetwork, Worker, Workers
 from export.crosscheck.examination import examine
-from export.crosscheck.inputs import LAYER_IMAGES, probe_count, probes
+from export.crosscheck.inputs import LAYER_IMAGES, batch_sizes, probe_count, probes
 from export.crosscheck.judgement import JUDGE, Judgement, judge
 from export.crosscheck.verdict import (
     DIRECT,
@@ -47,11 +47,11 @@ def _silent(witness: str) -> None:
 class Depth:
     """How much is asked of each witness, beside outputs, logits, decisions and layers.
 
-    batches: batches of several sizes. isolated: every layer alone; without it the culprit only. layers:
+    batches: their sizes; True for a few. isolated: every layer alone; without it the culprit only. layers:
     nothing but these. second_opinion: how many images onnx's own implementation gets.
     """
 
-    batches: bool = False
+    batches: bool | tuple[int, ...] = ()
     isolated: bool = False
     layers: tuple[str, ...] = ()
     second_opinion: int = EVALUATOR_IMAGES
@@ -69,15 +69,17 @@ def verify(
     thorough: bool = False,
     at_work: AtWork = _silent,
     workers: Workers | None = None,
+    inputs_seed: int = 0,
 ) -> Report:
     """Hold backends, their own ONNX exports and the direct export to the float64 reference.
 
     backends: names, each run in its own process; default: all that are installed. images: float32
-    (N, C, H, W) in [0, 1]; default: seeded noise and asymmetric probes. files: ONNX files that
+    (N, C, H, W) in [0, 1]; default: noise and asymmetric probes. files: ONNX files that
     claim to compute the model, by name; each is run as it is. isolated: run every layer by itself as
     well. layers: look at these only, each also by itself. thorough: isolated, with the slow witnesses, and
     more images for onnx's own implementation. at_work: told the name of each witness before it is
-    heard. workers: running ones, for several models. A witness that crashes is reported and fails; the
+    heard. workers: running ones, for several models. inputs_seed: of what is drawn: noise, pixels, greys,
+    scales, sizes of batches. A witness that crashes is reported and fails; the
     rest goes on. Raises BackendUnavailable for a backend that is named, DataError, InvalidInput,
     UnsupportedLayer.
     """
@@ -85,19 +87,24 @@ def verify(
     check_layers(model, layers)
     names = list(witness_names(thorough) if backends is None else backends)
     images = (
-        probes(model, probe_count(model))
+        probes(model, probe_count(model), inputs_seed)
         if images is None
         else np.ascontiguousarray(images, dtype=np.float32)
     )
     if layers:  # these are compared on a few of the images only
         images = images[:LAYER_IMAGES]
     few = LAYER_IMAGES if thorough else EVALUATOR_IMAGES
-    depth = Depth(batches=True, isolated=isolated or thorough, layers=tuple(layers), second_opinion=few)
+    depth = Depth(
+        batches=batch_sizes(model, inputs_seed),
+        isolated=isolated or thorough,
+        layers=tuple(layers),
+        second_opinion=few,
+    )
     names = [name for name in names if name != JUDGE]
     with nullcontext(workers) if workers else Workers(threads) as running:
         running.start(names)  # they import their frameworks meanwhile
         at_work(JUDGE)
-        judgement = judge(model, weights, images)
+        judgement = judge(model, weights, images, inputs_seed)
         at_work(DIRECT)
         report = check_direct(model, weights, judgement, depth)
         at_work(EVALUATOR)
@@ -113,6 +120,7 @@ def verify(
         for name in names:
             with running.use(name) as worker:
                 _check_backend(worker, weights, judgement, depth, report, at_work, backends is not None)
+    report.inputs_seed = inputs_seed
     report.seconds = time.perf_counter() - started
     return report
 
@@ -291,7 +299,7 @@ def _check_graph(
                 witness.activations,
                 witness.logits if name == DIRECT else None,  # others tell them for the layers' images
                 witness.alone,
-                batches=depth.batches and optimize,
+                batches=depth.batches if optimize else (),
                 isolated=depth.isolated,
                 partial=layers is None,
                 only=depth.layers,

@@ -82,14 +82,17 @@ class Subject:
 
 @dataclass(frozen=True)
 class Record:
-    """What a witness gave for the judgement's images; a Witness as well."""
+    """What a witness gave for the judgement's images, and for those whose layers are compared; a Witness as
+    well."""
 
+    images: Array
     outputs: Array
+    mixed: Array
     layers: dict[str, Array]
 
     def predict(self, images: Array) -> Array:
         """The outputs as they were given."""
-        return self.outputs
+        return self.outputs if images is self.images else self.mixed
 
     def activations(self, images: Array) -> dict[str, Array]:
         """The layers' outputs as they were given."""
@@ -97,7 +100,13 @@ class Record:
 
 
 def _record(witness: GraphWitness | RemoteNetwork, judgement: Judgement) -> Record:
-    return Record(witness.predict(judgement.images), witness.activations(judgement.layer_images))
+    mixed = judgement.layer_images
+    return Record(
+        judgement.images,
+        witness.predict(judgement.images),
+        witness.predict(mixed),
+        witness.activations(mixed),
+    )
 
 
 def subject(model: Model, weights: Weights, images: Array, workers: Mapping[str, Worker]) -> Subject:
@@ -262,7 +271,8 @@ def _in_judge(subject: Subject, fault: str, number: int) -> Iterator[Mutant]:
             continue
 
         def verdicts(model: Model = model, weights: Weights = weights) -> dict[str, Verdict]:
-            wrong = judge(model, weights, subject.judgement.images)
+            right = subject.judgement
+            wrong = judge(model, weights, right.images, inside=right.layer_images)
             return {
                 name: examine(name, record, wrong, record.activations)
                 for name, record in subject.records.items()
