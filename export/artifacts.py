@@ -24,6 +24,7 @@ from zoo.model import Model, iter_weights
 from zoo.specfile import parse_spec
 from zoo.weights import Weights
 
+GRAPHS = ("model.onnx", "native.onnx", "layers.onnx")  # of a run
 LARGEST_ONNX = 2**31  # bytes, protobuf's own limit
 
 
@@ -53,7 +54,7 @@ def find(
 ) -> Source:
     """The model that `text` names (a name, spec file, run folder or ONNX file) with weights.
 
-    wish: None, "pretrained", "init", a .safetensors file or a run folder. Without a wish: what a run
+    wish: None, "pretrained", "init", a .safetensors or .onnx file or a run folder. Without a wish: what a run
     folder or ONNX file holds; the weights of the package; else the run of the model under `out`, of
     `backend` if several backends have one. Two runs are an InvalidInput that lists both; none are
     initial weights from `seed` if fall_back, otherwise a DataError.
@@ -76,7 +77,12 @@ def find(
         return _pretrained(model)
     if wish is not None:
         place = Path(wish)
-        return _run(place, model) if place.is_dir() else Source(model, weights.load(place, model), wish)
+        if place.is_dir():
+            return _run(place, model)
+        if place.suffix == ".onnx":
+            content = onnx_bytes(place)
+            return Source(model, _weights_in(content, model, place), wish, files={wish: content})
+        return Source(model, weights.load(place, model), wish)
     found = runs.find(out, model.name, folder)
     if found is not None:
         return _run(found, model)
@@ -107,7 +113,7 @@ def _run(path: Path, model: Model) -> Source:
     backend = run.read_json("report.json").get("backend")
     if not isinstance(backend, str) or "weights.safetensors" not in contents:
         raise DataError("not a run of the zoo", path, "build it again with --force")
-    files = {str(path / name): contents[name] for name in ("model.onnx", "native.onnx") if name in contents}
+    files = {str(path / name): contents[name] for name in GRAPHS if name in contents}
     values = weights.from_bytes(contents["weights.safetensors"], model, path / "weights.safetensors")
     return Source(model, values, str(path), path, backend, files)
 
@@ -154,7 +160,7 @@ def model_of(content: bytes, path: Path) -> Model:
     """
     if precision(content) == FLOAT32:
         return parse_onnx(content, path)[0]
-    return _parsed(content, path)[0]
+    return _parsed(content, path)
 
 
 def precision(content: bytes) -> str:
@@ -165,17 +171,15 @@ def precision(content: bytes) -> str:
         return FLOAT32
 
 
-def _parsed(content: bytes, path: Path) -> tuple[Model, dict[str, str], onnx.ModelProto]:
-    """The model, the metadata and the graph of an ONNX file."""
+def _parsed(content: bytes, path: Path) -> Model:
+    """The model that an ONNX file says it is."""
     try:
         metadata = seal.metadata(content)
-        proto = onnx.load_from_string(content)
-    except Exception:  # protobuf's DecodeError is not public
+    except seal.Malformed:
         raise DataError("not an ONNX file", path) from None
     if "zoo.spec" not in metadata:
         raise DataError("the ONNX file carries no spec of the zoo", path, "give one that the zoo exported")
-    model = registry.check_builtin(parse_spec(metadata["zoo.spec"].encode(), f"{path}: zoo.spec"), path)
-    return model, metadata, proto
+    return registry.check_builtin(parse_spec(metadata["zoo.spec"].encode(), f"{path}: zoo.spec"), path)
 
 
 def parse_onnx(content: bytes, path: Path) -> tuple[Model, Weights]:
@@ -184,10 +188,22 @@ def parse_onnx(content: bytes, path: Path) -> tuple[Model, Weights]:
     Its graph may be another one: that is what `zoo verify` finds out. The weights have a hash of their own.
     Raises InvalidInput for a file in int8 or float16, which does not hold the weights that were trained.
     """
-    model, metadata, proto = _parsed(content, path)
-    if PRECISION in metadata:
+    model = _parsed(content, path)
+    found = _weights_in(content, model, path)
+    if weights.digest(found) != seal.metadata(content).get("zoo.weights_sha256"):
+        raise DataError("the weights differ from the hash that the file carries", path)
+    return model, found
+
+
+def _weights_in(content: bytes, model: Model, path: Path) -> Weights:
+    """The weights of a model in the content of an ONNX file, whatever hash it carries."""
+    try:
+        proto = onnx.load_from_string(content)
+    except Exception:  # protobuf's DecodeError is not public
+        raise DataError("not an ONNX file", path) from None
+    if precision(content) != FLOAT32:
         raise InvalidInput(
-            f"a file in {metadata[PRECISION][:20]} holds no trained weights, only rounded ones: the float64 "
+            f"a file in {precision(content)[:20]} holds no trained weights, only rounded ones: the float64 "
             "reference does not judge it",
             path,
             "zoo doctor holds it to what it gave at export, zoo predict runs it; or name its float32 file",
@@ -203,10 +219,7 @@ def parse_onnx(content: bytes, path: Path) -> tuple[Model, Weights]:
     except Exception as error:  # onnx raises what it meets
         what = f"a tensor of the ONNX file is damaged: {type(error).__name__}: {error}"
         raise DataError(what, path) from None
-    found = weights.check(model, arrays, path)
-    if weights.digest(found) != metadata.get("zoo.weights_sha256"):
-        raise DataError("the weights differ from the hash that the file carries", path)
-    return model, found
+    return weights.check(model, arrays, path)
 
 
 def keep_report(source: Source, report: crosscheck.Report) -> None:

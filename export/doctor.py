@@ -24,12 +24,14 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from export import isolation, seal
+from export.about import PRODUCER, SPEC, VERSION, WEIGHTS, about
 from export.session import Session
-from export.vectors import FLOAT32, PRECISION, REDUCED, Vectors, decode
+from export.vectors import EXPECTED, FLOAT32, IMAGES, PRECISION, REDUCED, Vectors, decode, make
 from zoo import registry
 from zoo.errors import CheckFailed, DataError, ZooError
+from zoo.hashing import digest
 from zoo.layers import Normalize
-from zoo.model import DIGITS, Model
+from zoo.model import DIGITS, Model, iter_weights
 from zoo.specfile import parse_spec
 
 Array = np.ndarray
@@ -133,6 +135,7 @@ def examine(path: Path) -> Report:
         report.bytes, report.sha256 = len(content), hashlib.sha256(content).hexdigest()
         vectors = _integrity(content, report)
         _numbers(content, vectors, report)
+        _weights(content, vectors.model, report)
     except ZooError as error:
         report.error = error
         if not report.checks:  # it could not be read
@@ -166,6 +169,7 @@ def _integrity(content: bytes, report: Report) -> Vectors:
     report.version = entries.get("zoo.version", "")
     report.model = model = _step(report, "spec", lambda: _spec(entries, where))
     _step(report, "labels", lambda: _labels(entries, model, where))
+    _step(report, "description", lambda: _description(content, entries, model, where))
     if PRECISION in entries:
         report.precision = _step(report, "precision", lambda: _precision(entries, where))
     vectors = _step(report, "vectors", lambda: _vectors(entries, model, where))
@@ -255,6 +259,33 @@ def _labels(entries: dict[str, str], model: Model, where: str) -> tuple[str, Non
     return (f"{len(labels)}: {shown}" if labels else "none: it does not classify"), None
 
 
+def _description(content: bytes, entries: dict[str, str], model: Model, where: str) -> tuple[str, None]:
+    """The other entries that follow from spec and weights."""
+    for key, value in about(model).items():
+        told = entries.get(key, "")
+        if key != SPEC and told != value:
+            raise DataError(f"{key} is {told[:80]!r}, not {value[:80]!r}", where, AGAIN)
+    name, version = seal.producer(content)
+    if name == PRODUCER and version != entries.get(VERSION):
+        raise DataError(f"{VERSION} is not its producer's version", where, AGAIN)
+    known = {*about(model), WEIGHTS, VERSION, IMAGES, EXPECTED, seal.KEY, seal.PARTS}
+    if PRECISION not in entries:
+        for key in entries:
+            if key.startswith("zoo.") and key not in known:
+                raise DataError(f"{key} is not said of such a file", where, AGAIN)
+    return "input, document, version: as spec and producer say", None
+
+
+def _weights(content: bytes, model: Model, report: Report) -> None:
+    """Whether the weights, where the file holds all of them, are those whose hash it carries."""
+    names = {name for name, _ in iter_weights(model)}
+    found = seal.weights(content, names)
+    if report.precision == FLOAT32 and found.keys() == names:
+        right = digest(found) == seal.metadata(content).get(WEIGHTS)
+        said = f"{len(names)}, with the hash that it carries" if right else f"{WEIGHTS} is that of others"
+        report.checks.append(Check("weights", right, said))
+
+
 def _precision(entries: dict[str, str], where: str) -> tuple[str, str]:
     found = entries[PRECISION]
     if found not in REDUCED:
@@ -264,6 +295,9 @@ def _precision(entries: dict[str, str], where: str) -> tuple[str, str]:
 
 def _vectors(entries: dict[str, str], model: Model, where: str) -> tuple[str, Vectors]:
     vectors = decode(entries, model, where)
+    names, pixels = make(model)
+    if vectors.names != names or not np.array_equal(vectors.pixels, pixels):
+        raise DataError("the test vectors are not those of this model", where, AGAIN)
     kinds = Counter(name.partition(" ")[0] for name in vectors.names)
     return f"{len(vectors.names)}: " + ", ".join(f"{n} x {kind}" for kind, n in kinds.items()), vectors
 

@@ -9,7 +9,6 @@ it can be checked with where it is deployed: test vectors (export/vectors.py) an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import singledispatch
 from math import pi, sqrt
@@ -21,6 +20,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 import zoo
 from export import expected, seal
+from export.about import PRODUCER, VERSION, WEIGHTS, about
 from zoo.errors import UnsupportedLayer
 from zoo.layers import (
     ELU,
@@ -333,14 +333,10 @@ def _bytes(proto: ModelProto) -> bytes:
 
 def metadata(model: Model, weights: Mapping[str, np.ndarray]) -> dict[str, str]:
     """What every exported file tells of itself: a function of model, weights and version alone."""
-    ink = ", white ink on black" if model.labels else ""
     return {
-        "zoo.spec": json.dumps(model.to_dict(), sort_keys=True, separators=(",", ":")),
-        "zoo.labels": json.dumps(model.labels),
-        "zoo.document": model.document,
-        "zoo.input": f"float32 [batch, C, H, W], pixels in [0, 1]{ink}",
-        "zoo.weights_sha256": digest(weights),
-        "zoo.version": zoo.__version__,
+        **about(model),
+        WEIGHTS: digest(weights),
+        VERSION: zoo.__version__,
         **expected.carried(model, weights),
     }
 
@@ -388,7 +384,7 @@ def _to_onnx(model: Model, weights: Mapping[str, np.ndarray], every_layer: bool)
         graph,
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
-        producer_name="cnn-zoo",
+        producer_name=PRODUCER,
         producer_version=zoo.__version__,
     )
     describe(proto, model, weights)

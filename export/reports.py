@@ -58,6 +58,8 @@ def checks(witness: Data) -> list[Check]:
             found.append(Check(name, _word(witness[name]), _compared(witness[name])))
     if witness["decisions"]:
         found.append(Check("decisions", _word(witness["decisions"]), _decided(witness["decisions"])))
+    if witness["untrue"]:
+        found.append(Check("what it says of itself", "FAIL", plain("; ".join(witness["untrue"]))))
     for name, part in (witness["probes"] or {}).items():
         if part:
             detail = _decided(part) if name == "decisions" else _compared(part)
@@ -364,8 +366,10 @@ def _details(witness: Data, report: Data, before: Data | None) -> list[str]:
             return [f"{plain(culprit)} as above: {_difference_or_problem(witness['layers'][culprit])}"]
         if culprit:
             lines += _way_to(witness)
+            lines += [plain(sentence) for sentence in witness["untrue"]]
         else:
             lines += [f"{check.name}: {check.detail}" for check in checks(witness) if check.status == "FAIL"]
+    lines += [plain(note) for note in witness.get("notes", ())]
     if witness.get("diagnosis"):
         lines.append(plain(witness["diagnosis"]))
     if "again" in witness and not (report["layers"] and witness["again"] == report["command"]):
@@ -465,6 +469,7 @@ def _failure(witness: Data) -> list[str]:
         if check.status != "ok":
             mark = " (first divergence)" if check.name == f"layer {witness.get('culprit')}" else ""
             lines.append(f"- {_escaped(check.name)}{mark}: {_escaped(check.detail)}")
+    lines += [f"- {_escaped(note)}" for note in witness.get("notes", ())]
     if witness.get("diagnosis"):
         lines.append(f"- {_escaped(witness['diagnosis'])}")
     if "again" in witness:

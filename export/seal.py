@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from itertools import islice
 from typing import NamedTuple
+
+import numpy as np
 
 KEY = "zoo.sha256"
 PARTS = "zoo.parts"
@@ -28,6 +31,8 @@ LONGEST_LIST = 2**24  # bytes of the list of parts
 
 # How protobuf writes the metadata entry KEY: 64 digits.
 _HASH = re.compile(rb"\x0a\x0a" + re.escape(KEY).encode() + rb"\x12\x40([0-9a-f]{64})")
+
+_FLOAT = 1  # onnx's number of float32
 
 # Fields of onnx.proto that have a name here.
 _GRAPH, _METADATA, _NODE, _INITIALIZER = 7, 14, 1, 5
@@ -99,7 +104,60 @@ def _varint(content: bytes, start: int, end: int) -> tuple[int, int]:
 
 def metadata(content: bytes) -> dict[str, str]:
     """The metadata of an ONNX file, by key; raises Malformed."""
-    return dict(_entry(content, field) for field in fields(content) if field.number == _METADATA)
+    return dict(entries(content))
+
+
+def entries(content: bytes) -> list[tuple[str, str]]:
+    """Every key and value of the metadata of an ONNX file, in their order; raises Malformed."""
+    return [_entry(content, field) for field in fields(content) if field.number == _METADATA]
+
+
+def producer(content: bytes) -> tuple[str, str]:
+    """The name and version of the program that wrote an ONNX file; raises Malformed."""
+    found = {field.number: content[field.start : field.end] for field in fields(content)}
+    return _text(found.get(2, b"")), _text(found.get(3, b""))
+
+
+def outputs(content: bytes) -> int:
+    """How many outputs the graph of an ONNX file has; raises Malformed."""
+    graphs = [field for field in fields(content) if field.number == _GRAPH]
+    return sum(f.number == 12 for graph in graphs for f in fields(content, graph.start, graph.end))
+
+
+def weights(content: bytes, names: Container[str]) -> dict[str, np.ndarray]:
+    """The float32 constants of an ONNX file that bear these names; raises Malformed.
+
+    Of a matrix that is kept transposed the name ends in ".T", as exporters do with dense weights.
+    """
+    found = {}
+    for name, shape, raw in _floats(content):
+        plain = name.removesuffix(".T")
+        if plain in names and len(raw) == 4 * math.prod(shape):
+            array = np.frombuffer(raw, "<f4").reshape(shape)
+            found[plain] = array if plain == name else array.T
+    return found
+
+
+def _floats(content: bytes) -> Iterator[tuple[str, tuple[int, ...], bytes]]:
+    """(name, shape, values) of every constant that is float32 and stored as bytes."""
+    for graph in fields(content):
+        if graph.number != _GRAPH:
+            continue
+        for tensor in fields(content, graph.start, graph.end):
+            if tensor.number != _INITIALIZER:
+                continue
+            found = list(fields(content, tensor.start, tensor.end))
+            last = {f.number: f for f in found}
+            if {2, 8, 9} <= last.keys() and _varint(content, last[2].start, last[2].end)[0] == _FLOAT:
+                shape = [n for f in found if f.number == 1 for n in _varints(content, f.start, f.end)]
+                name, raw = (content[last[n].start : last[n].end] for n in (8, 9))
+                yield _text(name), tuple(shape), raw
+
+
+def _varints(content: bytes, start: int, end: int) -> Iterator[int]:
+    while start < end:
+        number, start = _varint(content, start, end)
+        yield number
 
 
 def _entry(content: bytes, field: Field) -> tuple[str, str]:
@@ -123,6 +181,11 @@ def parts(content: bytes) -> Iterator[Part]:
                 yield _part(content, field, _METADATA_NAMES.get(key, f"metadata {key[:LONGEST_NAME]}"))
         else:
             yield _part(content, field, _MODEL_FIELDS.get(field.number, f"field {field.number}"))
+
+
+def is_metadata(part: Part) -> bool:
+    """Whether a part is an entry of the metadata."""
+    return part.name in _METADATA_NAMES.values() or part.name.startswith("metadata ")
 
 
 def _part(content: bytes, field: Field, name: str) -> Part:
@@ -188,7 +251,7 @@ def altered(content: bytes) -> list[str]:
     except Malformed as error:
         after = f", after {found[-1].name}" if found else ""
         return [f"structure altered: {error}{after}"]
-    return ["the list of parts altered"] if expected is None else _differences(expected, found)
+    return ["the list of parts altered"] if expected is None else differences(expected, found)
 
 
 def _expected(text: str) -> list[Part] | None:
@@ -202,7 +265,8 @@ def _expected(text: str) -> list[Part] | None:
         return None
 
 
-def _differences(expected: list[Part], found: list[Part]) -> list[str]:
+def differences(expected: list[Part], found: list[Part]) -> list[str]:
+    """What parts differ in from the expected ones: sentences, none if in nothing."""
     here, left = _counted(found), _counted(expected)
     wrong = [_sentence(name, "altered") for name, sha256 in left.items() if here.get(name) != sha256]
     wrong = wrong or [_sentence(name, "added") for name in here if name not in left]

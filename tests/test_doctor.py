@@ -475,14 +475,14 @@ def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     bad.write_bytes(content.replace(b'"7", "8"', b'"1", "8"'))  # as the labels are written, not the spec
     assert command("doctor", good) == 0
     out = capfd.readouterr().out
-    assert out.count("  ok    ") == 13
-    assert "PASSED 13 of 13" in out
+    assert out.count("  ok    ") == 15
+    assert "PASSED 15 of 15" in out
     assert f"zoo verify {good}" in out
     assert command("doctor", bad, good, tmp_path / "none.onnx") == 4
     out, err = capfd.readouterr()
     assert "FAIL  file  labels altered" in out
     assert "FAILED 2 of 3 files" in out
-    assert "PASSED 13 of 13" in out
+    assert "PASSED 15 of 15" in out
     assert "FAIL  file  no such ONNX file" in out
     assert err.splitlines() == [
         f"error: labels altered ({bad}); the file is not as it was exported: export it again",
@@ -522,7 +522,7 @@ print(*{{name.partition(".")[0] for name, module in sys.modules.items() if modul
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path, env=surroundings
     )  # fmt: skip
-    assert "PASSED 13 of 13" in done.stdout
+    assert "PASSED 15 of 15" in done.stdout
     modules = set(done.stderr.split())
     assert {"numpy", "onnxruntime"} <= modules
     assert not modules & heavy

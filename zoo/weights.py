@@ -9,7 +9,6 @@ NumPy version moves them (zoo.randomness). They are stored as safetensors; nothi
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,6 +19,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from zoo.errors import DataError
+from zoo.hashing import digest as digest
 from zoo.layers import Flatten, Layer
 from zoo.model import Model, iter_weights
 from zoo.randomness import uniform
@@ -93,16 +93,6 @@ def isolate(model: Model, weights: Mapping[str, np.ndarray], path: str) -> tuple
         for weight in node.layer.weights(node.input_shape)
     }
     return Model(model.name, shape, layers, model.recipe, labels=()), own
-
-
-def digest(weights: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over every name, shape and value, independent of the order and of the file."""
-    total = hashlib.sha256()
-    for name in sorted(weights):
-        array = np.ascontiguousarray(weights[name], dtype="<f4")
-        total.update(f"{name} {array.shape}\n".encode())
-        total.update(array.tobytes())
-    return total.hexdigest()
 
 
 def to_bytes(weights: Mapping[str, np.ndarray], about: Mapping[str, object] | None = None) -> bytes:

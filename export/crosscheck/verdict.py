@@ -141,6 +141,8 @@ class Verdict:
     seconds: float = 0.0
     images: int = 0  # whose output it was asked for; of the layers alone, those whose layers are compared
     outputs: np.ndarray | None = None
+    untrue: tuple[str, ...] = ()  # what a file says of itself that is not so
+    notes: tuple[str, ...] = ()  # what is worth telling of it, and no fault
     backend: str = ""  # whose network or exporter it is; "" for graphs that need none
 
     @property
@@ -153,6 +155,8 @@ class Verdict:
         """Whether everything that was compared is within its limits."""
         if not self.judged:
             return bool(self.skipped)
+        if self.untrue:
+            return False
         parts = [self.output, self.logits, self.decisions, self.probes, self.batches, *self.layers.values()]
         return all(part.passed for part in parts if part is not None)
 
@@ -191,6 +195,8 @@ class Verdict:
             "probes": self.probes.to_dict() if self.probes else None,
             "layers": {path: layer.to_dict(only_layers) for path, layer in self.layers.items()},
             "batches": self.batches.to_dict() if self.batches else None,
+            "untrue": list(self.untrue),
+            "notes": list(self.notes),
             "culprit": self.culprit,
             "diagnosis": self.diagnosis,
             "identical_to_direct": self.identical,

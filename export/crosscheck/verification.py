@@ -11,6 +11,7 @@ import numpy as np
 
 import backends
 from backends.client import RemoteNetwork, Worker, Workers
+from export.crosscheck.claims import check
 from export.crosscheck.examination import examine
 from export.crosscheck.inputs import LAYER_IMAGES, batch_sizes, probe_count, probes
 from export.crosscheck.judgement import JUDGE, Judgement, judge
@@ -75,7 +76,8 @@ def verify(
 
     backends: names, each run in its own process; default: all that are installed. images: float32
     (N, C, H, W) in [0, 1]; default: noise and asymmetric probes. files: ONNX files that
-    claim to compute the model, by name; each is run as it is. isolated: run every layer by itself as
+    claim to compute the model, by name; each is run as it is, and what it says of
+    itself must be true. isolated: run every layer by itself as
     well. layers: look at these only, each also by itself. thorough: isolated, with the slow witnesses, and
     more images for onnx's own implementation. at_work: told the name of each witness before it is
     heard. workers: running ones, for several models. inputs_seed: of what is drawn: noise, pixels, greys,
@@ -115,8 +117,12 @@ def verify(
             )
         report.verdicts.append(opinion)
         for name, content in (files or {}).items():
+            if content == report.layers_onnx:
+                continue  # the direct export was looked into through it
             at_work(name)
             _check_graph(name, content, judgement, depth, report, foreign=True)
+            claims = check(content, model, weights, report.onnx, report.layers_onnx)
+            report.verdict(name).untrue, report.verdict(name).notes = claims
         for name in names:
             with running.use(name) as worker:
                 _check_backend(worker, weights, judgement, depth, report, at_work, backends is not None)
