@@ -132,9 +132,8 @@ class GraphWitness:
         given = {tensors[source]: x for source, x in zip(node.inputs, inputs, strict=True)}
         if target in given:
             return given[target]
-        return Session(cut(self.proto, list(given), target), self.optimize, foreign=self.foreign).predict(
-            given
-        )
+        part = cut(self.proto, list(given), target)
+        return None if part is None else Session(part, self.optimize, foreign=self.foreign).predict(given)
 
 
 class LRN(OpRun):
