@@ -166,11 +166,22 @@ class MaxPool(OpRun):
         storage_order=None,
         strides=None,
     ) -> tuple[np.ndarray]:
+        if auto_pad not in (None, "NOTSET") or any(step != 1 for step in dilations or ()):
+            raise NotImplementedError("a MaxPool with auto_pad or dilations")
         top, left, bottom, right = pads or (0, 0, 0, 0)
+        down, across = strides or (1, 1)
+        if (
+            ceil_mode
+        ):  # one window more where inputs are left over, which starts before the padding behind them
+            bottom, right = bottom + down - 1, right + across - 1
         around = ((0, 0), (0, 0), (top, bottom), (left, right))
         padded = np.pad(x, around, constant_values=-np.inf)
         windows = sliding_window_view(padded, tuple(kernel_shape), axis=(2, 3))
-        return (windows[:, :, :: strides[0], :: strides[1]].max(axis=(4, 5)),)
+        rows, columns = top + x.shape[2], left + x.shape[3]
+        return (windows[:, :, :rows:down, :columns:across].max(axis=(4, 5)),)
+
+
+OPERATORS: list[type[OpRun]] = [LRN, MaxPool]  # what onnx's own implementation is to compute otherwise
 
 
 class EvaluatorWitness:
@@ -181,7 +192,7 @@ class EvaluatorWitness:
         self.proto = onnx.load_from_string(layers)
         self.tensors = layer_tensors(self.proto, model)
         self.names = [output.name for output in self.proto.graph.output]
-        self.evaluator = ReferenceEvaluator(self.proto, new_ops=[LRN, MaxPool])
+        self.evaluator = ReferenceEvaluator(self.proto, new_ops=OPERATORS)
 
     def _run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         try:
