@@ -23,7 +23,7 @@ ALONE = {"OPENBLAS_NUM_THREADS": "1"}
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 NEITHER = (
     # tests that are sessions of their own
-    "not cross and not full_mnist and not notebooks and not classics and not engines"
+    "not cross and not full_mnist and not notebooks and not classics and not engines and not judges"
 )
 
 
@@ -116,6 +116,17 @@ def properties(session: nox.Session) -> None:
     """2,000 random specs through every backend and exporter, others each time: about a quarter of an hour."""
     session.install("-e", ".[all]", "hypothesis", "pytest", "scipy")
     _test(session, "-m", "cross", "tests/test_properties.py", backends="torch,keras", specs=2000)
+
+
+@nox.session(default=False)
+def judges(session: nox.Session) -> None:
+    """What PyTorch computed, and torch's samples of its own operators, against both backends: two minutes."""
+    constraints = nox.project.load_toml("pyproject.toml")["tool"]["uv"]["constraint-dependencies"]
+    torch = [
+        pinned for pinned in constraints if pinned.startswith("torch==")
+    ]  # the samples are private there
+    session.install("-e", ".[all]", "expecttest", "pytest", "pytest-xdist", *torch)
+    _test(session, *SPREAD, "-m", "judges", "tests/test_judges.py", backends="torch,keras")
 
 
 @nox.session(default=False)

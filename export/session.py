@@ -84,6 +84,10 @@ class Session:
             raise DataError(f"onnxruntime cannot load the model: {str(error).splitlines()[0]}") from None
         self.inputs = [Value(*value) for value in about["inputs"]]
         self.given = [Value(*value) for value in about["outputs"]]
+        if not self.inputs or not self.given:
+            if foreign:
+                self._session.close()
+            raise DataError("the ONNX file takes no input" if self.given else "the ONNX file gives no output")
         self.metadata: dict[str, str] = about["metadata"]
         self.input = self.inputs[0].name
         self.outputs = [value.name for value in self.given]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from export.build import Outcome
 from zoo import terminal
 
 
 def build_table(outcomes: Sequence[Outcome]) -> str:
-    """One row per run: accuracies, agreement, time and size; below it what failed, and a verdict."""
+    """One row per run: accuracies, agreement, time and size; below it what failed, and a verdict.
+
+    The verdict names the data, and everything that a run warns of.
+    """
     header = (
         "model", "backend", "test acc.", "ONNX acc.", "max|d|", "limit", "flips", "train s", "ONNX kB", "",
     )  # fmt: skip
@@ -36,9 +40,6 @@ def build_table(outcomes: Sequence[Outcome]) -> str:
         )
     lines = [terminal.table(header, rows)]
     reports = [outcome.report for outcome in outcomes if outcome.report is not None]
-    for report in reports:
-        for warning in report["warnings"]:
-            lines.append(f"warning: {report['model']} {report['backend']}: {warning}")
     failed_runs = [outcome for outcome in outcomes if outcome.error is not None]
     lines += [f"{outcome.model} {outcome.backend}: {outcome.error}" for outcome in failed_runs]
     if reports:
@@ -52,6 +53,30 @@ def build_table(outcomes: Sequence[Outcome]) -> str:
             listed = ", ".join(f"{model} {epochs}" for model, epochs in multiples.items())
             lines.append(f"epochs other than documented: {listed}")
     passed, total = len(outcomes) - len(failed_runs), len(outcomes)
-    verdict = terminal.styled("PASSED", "green") if passed == total else terminal.styled("FAILED", "red")
-    lines.append(f"{verdict} {passed} of {total}")
+    told = _told(reports)
+    word, colour = ("PASSED", "green") if passed == total else ("FAILED", "red")
+    if passed == total and any(report["warnings"] for report in reports):
+        colour = "yellow"
+    lines.append(f"{terminal.styled(word, colour)} {passed} of {total}{': ' if told else ''}{told}")
     return "\n".join(lines)
+
+
+def _told(reports: Sequence[Mapping[str, Any]]) -> str:
+    """What weights were trained and measured on, and every warning, with its runs unless it is everyone's."""
+    warned: dict[str, list[str]] = {}
+    for report in reports:
+        for warning in report["warnings"]:
+            warned.setdefault(warning, []).append(f"{report['model']} {report['backend']}")
+    parts = [
+        warning if len(runs) == len(reports) else f"{warning} ({', '.join(runs)})"
+        for warning, runs in sorted(warned.items(), key=lambda each: -len(each[1]))
+    ]
+    same = all(report["data"]["sha256"] == _trained_on(report)["sha256"] for report in reports)
+    if reports and same:  # otherwise a warning names both
+        parts.insert(0, f"trained and tested on {reports[0]['data']['name']}")
+    return "; ".join(parts)
+
+
+def _trained_on(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    data: Mapping[str, Any] = report.get("pretrained", report)["data"]
+    return data

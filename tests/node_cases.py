@@ -1,20 +1,22 @@
-"""The single-operator cases of the onnx package, as graphs of one input with the outputs that it stores.
+"""The cases of the onnx package's backend tests, as graphs of one input with the outputs that it stores.
 
-`python tests/node_cases.py` prints which of them the language of layers expresses, operator by operator,
-and why it does not express the others: the table of docs/importing.md.
+Of single operators, and of modules that PyTorch computed and exported. `python tests/node_cases.py` prints which of the first the language of layers expresses, operator by
+operator, and why it does not express the others: the table of docs/importing.md.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import onnx
 from onnx import ModelProto, TensorProto, numpy_helper
-from onnx.backend.test.loader import load_node_model_tests
+from onnx.backend.test.loader import load_model_tests, load_node_model_tests
 
 from export.imports import reading
 from export.imports.nodes import RULES
@@ -23,6 +25,9 @@ from export.imports.nodes import RULES
 # same of the nine inputs in its mean. Every other is held to TOLERANCE.
 ROUNDED = {"averagepool_2d_ceil_last_window_starts_on_pad": 5e-5 + 1e-5}
 TOLERANCE = 1e-6  # relative to the largest stored output, or absolute below 1
+
+
+Loaded = tuple[str, ModelProto, Sequence[np.ndarray], Sequence[np.ndarray]]  # name, inputs, outputs
 
 
 class Case(NamedTuple):
@@ -38,27 +43,54 @@ class Case(NamedTuple):
 @lru_cache(maxsize=1)
 def cases() -> tuple[Case, ...]:
     """Every case of one float32 operator (or of the operators that define it) and one output at least."""
-    return tuple(_cases())
-
-
-def _cases() -> Iterator[Case]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # onnx makes its expected outputs while it is imported
         loaded = load_node_model_tests()
-    for case in loaded:
-        graph = case.model.graph
+    return tuple(_cases((case.name, case.model, *case.data_sets[0]) for case in loaded))
+
+
+@lru_cache(maxsize=1)
+def exported_cases() -> tuple[Case, ...]:
+    """Every float32 module or function that PyTorch computed and exported, by name."""
+    loaded = [
+        case for kind in ("pytorch-converted", "pytorch-operator") for case in load_model_tests(kind=kind)
+    ]
+    folders = {case.name: Path(case.model_dir) for case in loaded}
+    return tuple(_cases(_stored(name, folders[name]) for name in sorted(folders)))
+
+
+def _stored(name: str, folder: Path) -> Loaded:
+    """A case of files: its model, and the inputs and outputs of its first data set."""
+    inputs, outputs = (
+        [
+            numpy_helper.to_array(onnx.load_tensor(folder / "test_data_set_0" / f"{kind}_{number}.pb"))
+            for number in range(len(list(folder.glob(f"test_data_set_0/{kind}_*.pb"))))
+        ]
+        for kind in ("input", "output")
+    )
+    return name, onnx.load(folder / "model.onnx"), inputs, outputs
+
+
+def _cases(loaded: Iterable[Loaded]) -> Iterator[Case]:
+    for name, model, inputs, outputs in loaded:
+        graph = model.graph
         values = [*graph.input, *graph.output]
         if not graph.input or any(v.type.tensor_type.elem_type != TensorProto.FLOAT for v in values):
             continue
-        inputs, outputs = case.data_sets[0]
         proto = ModelProto()
-        proto.CopyFrom(case.model)
-        names = [value.name for value in proto.graph.input]
-        for name, array in list(zip(names, inputs, strict=True))[1:]:
-            proto.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
+        proto.CopyFrom(model)
+        constants = {tensor.name for tensor in graph.initializer}
+        names = [value.name for value in proto.graph.input if value.name not in constants]
+        for value, array in list(zip(names, inputs, strict=True))[1:]:
+            proto.graph.initializer.append(numpy_helper.from_array(np.asarray(array), value))
         del proto.graph.input[1:]
-        name = case.name.removeprefix("test_")
-        yield Case(name, graph.node[0].op_type, proto, np.asarray(inputs[0]), np.asarray(outputs[0]))
+        yield Case(
+            name.removeprefix("test_"),
+            graph.node[0].op_type,
+            proto,
+            np.asarray(inputs[0]),
+            np.asarray(outputs[0]),
+        )
 
 
 def read(case: Case) -> reading.Read:
@@ -90,7 +122,7 @@ def table() -> str:
         try:
             read(case)
         except reading.Unsupported as error:
-            reasons[case.operator][_general(error.reasons[0])] += 1
+            reasons[case.operator][general(error.reasons[0])] += 1
         else:
             fits[case.operator] += 1
     known = sorted(name for name in total if name in RULES)
@@ -109,7 +141,7 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def _general(reason: str) -> str:
+def general(reason: str) -> str:
     """A reason without the name of the node and the sizes in it."""
     return reason.split("': ", 1)[-1]
 

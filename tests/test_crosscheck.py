@@ -9,7 +9,8 @@ import signal
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 import export
 import zoo
@@ -18,6 +19,7 @@ from backends.reference import ReferenceNetwork, apply
 from export import crosscheck, reports
 from export.crosscheck import Verdict, compare, decide, examine, judge, probes, verification
 from export.crosscheck.inputs import batch_sizes
+from export.crosscheck.witnesses import OPERATORS
 from export.graph import serialize, to_layers_onnx, to_onnx
 from export.session import Session
 from zoo.errors import BackendUnavailable, InvalidInput, MachineError, WorkerDied
@@ -542,3 +544,28 @@ def test_a_small_difference_of_large_terms_is_no_alarm() -> None:
     for size in (1e6, 1e7, 1e8):
         weights = zoo.init_weights(model) | {"dense1.bias": np.full(3, size, np.float32)}
         assert export.verify(model, weights, []).passed, size
+
+
+@pytest.mark.parametrize("ceil", [0, 1])
+@pytest.mark.parametrize("pads", [(0, 0, 0, 0), (0, 1, 1, 0), (1, 1, 1, 1)])
+@pytest.mark.parametrize(("kernel", "strides"), [((3, 2), (1, 1)), ((2, 3), (2, 3)), ((2, 2), (3, 1))])
+def test_a_pool_of_onnx_is_computed_as_onnxruntime_does(
+    kernel: tuple[int, int], strides: tuple[int, int], pads: tuple[int, ...], ceil: int
+) -> None:
+    attributes = {"kernel_shape": kernel, "strides": strides, "pads": pads, "ceil_mode": ceil}
+    graph = helper.make_graph(
+        [helper.make_node("MaxPool", ["image"], ["y"], **attributes)],
+        "pool",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 2, 7, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    images = np.random.default_rng(0).standard_normal((3, 2, 7, 8)).astype(np.float32)
+    (found,) = ReferenceEvaluator(proto, new_ops=OPERATORS).run(None, {"image": images})
+    np.testing.assert_array_equal(found, Session(proto.SerializeToString()).predict(images))
+
+
+def test_a_pool_of_onnx_that_is_not_known_stops() -> None:
+    node = helper.make_node("MaxPool", ["image"], ["y"], kernel_shape=(2, 2), dilations=(2, 2))
+    with pytest.raises(NotImplementedError, match="dilations"):
+        ReferenceEvaluator(node, new_ops=OPERATORS).run(None, {"image": np.zeros((1, 1, 4, 4), np.float32)})

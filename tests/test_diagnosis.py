@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -19,9 +21,9 @@ from export.crosscheck import (
     suspects,
 )
 from zoo.errors import ZooError
-from zoo.layers import LAYERS
+from zoo.layers import LAYERS, Flatten, HardSigmoid, Layer, Normalize, ReLU, Scale, Softmax
 from zoo.model import IMAGE, Model
-from zoo.testing.layer_table import rows
+from zoo.testing.layer_table import model_of, rows
 
 
 @pytest.mark.parametrize("model", rows())
@@ -51,6 +53,22 @@ def test_every_known_mistake_is_recognised(model: Model) -> None:
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
     """Two mistakes may come to the same thing, such as two flips of a symmetric kernel."""
     return a.shape == b.shape and np.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("layer", "inputs"),
+    [
+        (Scale((HardSigmoid(),)), (np.array([[1.0, 2.0]]), np.array([[0.0, 1.0]]))),  # a gate that is shut
+        (Normalize((0.5,), (0.0,)), np.ones((1, 1, 2, 2))),
+        (Softmax(), np.array([[0.0, 1e3]])),  # of which 0 has no logarithm
+        (ReLU(), np.array([[1e6, 0.0]])),  # beyond float16
+    ],
+)
+def test_mistakes_that_divide_by_zero_or_overflow_do_not_warn(layer: Layer, inputs: Any) -> None:
+    model = model_of((Flatten(), ReLU()), (2, 1, 1))
+    node = model.walk()[-1]._replace(layer=layer)
+    got = (-3 * apply(layer, inputs, {}) - 7.25).astype(np.float32)  # no mistake that is known
+    assert diagnosis.explain(model, node, {}, inputs, got, None) == ""
 
 
 def test_what_is_no_known_mistake_is_not_named() -> None:

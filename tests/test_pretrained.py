@@ -144,6 +144,7 @@ def test_the_interval_is_wilsons(accuracy: float, images: int) -> None:
 
 def test_build_pretrained_without_any_framework(tmp_path: Path) -> None:
     from export.build import Options, build
+    from export.tables import build_table
 
     options = Options(data="digits", out=tmp_path, pretrained=True)
     (outcome,) = build([zoo.get("lenet-dropout")], ["reference"], options, print)
@@ -152,9 +153,47 @@ def test_build_pretrained_without_any_framework(tmp_path: Path) -> None:
     assert outcome.report["pretrained"] == pretrained.record("lenet-dropout")
     assert outcome.report["data"]["train"] == 0
     assert "trained on mnist, tested on digits" in outcome.report["warnings"]
+    table = build_table([outcome]).splitlines()
+    assert table[-1] == "PASSED 1 of 1: never predicted: class 3; trained on mnist, tested on digits"
     assert (outcome.path / "model.onnx").read_bytes() == pretrained.onnx("lenet-dropout")
     (again,) = build([zoo.get("lenet-dropout")], ["reference"], options, print)
     assert again.up_to_date
+
+
+def test_the_verdict_of_a_build_names_its_data_and_whom_it_warns_of() -> None:
+    from export.build import Outcome
+    from export.tables import build_table
+
+    def outcome(model: str, *warnings: str, trained_on: str = "mnist") -> Outcome:
+        onnx = {"accuracy": 1.0, "max_abs_diff": 0.0, "limit": 1.0, "flips": 0, "bytes": 1}
+        report = {
+            "model": model,
+            "backend": "torch",
+            "accuracy": {"test": 1.0},
+            "onnx": onnx,
+            "seconds": {"train": 1.0},
+            "data": {"name": "mnist", "sha256": "mnist", "test": 1},
+            "pretrained": {"data": {"name": trained_on, "sha256": trained_on}},
+            "epochs": 1,
+            "documented_epochs": 1,
+            "warnings": list(warnings),
+        }
+        return Outcome(model, "torch", Path(model), report)
+
+    def last(*outcomes: Outcome) -> str:
+        return build_table(outcomes).splitlines()[-1]
+
+    never, other = "never predicted: class 3", "trained on digits, tested on mnist"
+    assert last(outcome("a"), outcome("b")) == "PASSED 2 of 2: trained and tested on mnist"
+    assert last(outcome("a"), outcome("b", never)) == (
+        f"PASSED 2 of 2: trained and tested on mnist; {never} (b torch)"
+    )
+    assert last(
+        outcome("a", never, other, trained_on="digits"), outcome("b", other, trained_on="digits")
+    ) == (f"PASSED 2 of 2: {other}; {never} (a torch)")
+    failed = Outcome("b", "torch", Path("b"), error=DataError("no such file"))
+    assert last(outcome("a"), failed) == "FAILED 1 of 2: trained and tested on mnist"
+    assert last(failed) == "FAILED 0 of 1"
 
 
 def test_build_pretrained_on_a_backend(tmp_path: Path, framework: str) -> None:

@@ -18,7 +18,23 @@ from export.selftest import COMPARATORS, Score, rendering, score, scoring, sweep
 from export.selftest import faults as catalogue
 from export.selftest.comparators import Pair
 from zoo.cli import main
-from zoo.layers import AvgPool2d, Conv2d, Dense, Dropout, Flatten, Layer, MaxPool2d, Normalize, ReLU, Softmax
+from zoo.errors import CheckFailed
+from zoo.layers import (
+    AvgPool2d,
+    BatchNorm,
+    Conv2d,
+    Dense,
+    Dropout,
+    Flatten,
+    HardSigmoid,
+    Layer,
+    LocalResponseNorm,
+    MaxPool2d,
+    Normalize,
+    ReLU,
+    ReLU6,
+    Softmax,
+)
 from zoo.model import Model
 from zoo.recipe import SGD, Recipe
 
@@ -68,6 +84,42 @@ def test_mutants_that_compute_the_same_do_not_count(small: Score) -> None:
     assert ("two layers swapped", ("pool1", "relu1")) in same  # a maximum commutes with a ReLU
     crashed = {result.fault for result in small.of("crashed")}
     assert {"stride of another size", "batch frozen to 1", "padding missing"} <= crashed
+
+
+def test_what_onnx_computes_otherwise_does_not_count() -> None:
+    """A normalisation over channels and a pool that onnx's own implementation gets wrong, an attribute that a
+    file holds in float32: what is the same all the same is equivalent."""
+    layers = (
+        Conv2d(5, 3),
+        LocalResponseNorm(3),
+        ReLU6(),
+        MaxPool2d(2, 1, (0, 0, 1, 1)),
+        BatchNorm(1e-3),
+        Conv2d(4, 1),
+        HardSigmoid(),
+        Flatten(),
+        Dense(3),
+    )
+    model = Model("other", (2, 6, 7), layers, SMALL.recipe, labels=("a", "b", "c"))
+    found = score([(model, zoo.init_weights(model, 1))], [])
+    assert rendering.wrong(found.to_dict()) == []
+    same = {(result.fault, result.culprits) for result in found.of("equivalent")}
+    assert {("kernel flipped", ("conv2",)), ("ceil mode", ("pool1",))} <= same
+    assert any("relu6_1" in culprits for _, culprits in same)
+
+
+def test_a_mutant_that_nobody_can_judge_is_an_error(
+    weights: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stops(proto: object) -> scoring.Outputs:
+        def outputs(images: np.ndarray) -> np.ndarray:
+            raise NotImplementedError("an operator")
+
+        return outputs
+
+    monkeypatch.setattr("export.selftest.mutants._in_double", stops)
+    with pytest.raises(CheckFailed, match=r"nobody knows what '.*' changes in float64: .*: an operator"):
+        score([(SMALL, weights)], [])
 
 
 def test_neighbours_miss_some(small: Score) -> None:

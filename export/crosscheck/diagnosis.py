@@ -72,13 +72,13 @@ def explain(
     honest = apply(node.layer, x, weights)
     for sentence, mistaken in (*_mistakes(node.layer, x, weights, model, node), *_of_any_layer(honest)):
         try:
-            with np.errstate(all="ignore"):  # a mistake may divide by zero
+            with np.errstate(all="ignore"):  # a mistake may divide by a gate that is shut, or leave float16
                 y = mistaken()
         except (ZooError, ValueError, IndexError):  # the mistake is impossible here
             continue
         if y.shape == got.shape:
             limit = outer_limit(honest) if own is None or own.shape != y.shape else 2 * own
-            difference = np.abs(got - y)
+            difference = np.abs(got - y)  # NaN is within no limit
             if (difference <= limit).all():
                 return f"looks like {sentence}: then it differs by {difference.max():.1e} only"
     return ""

@@ -90,13 +90,20 @@ def expose(proto: ModelProto, tensors: Iterable[str], kind: int = TensorProto.FL
     return bytes(shown.SerializeToString(deterministic=True))
 
 
-def cut(proto: ModelProto, sources: Sequence[str], target: str) -> bytes:
-    """The part of a graph from some tensors to another, all float32, as a model of its own."""
+def cut(proto: ModelProto, sources: Sequence[str], target: str) -> bytes | None:
+    """The part of a graph from some tensors to another, all float32, as a model of its own.
+
+    None where it takes more than those and constants, such as sizes that are computed of the image's.
+    """
     needed, nodes = {target}, []
     for node in reversed(proto.graph.node):
         if needed & set(node.output):
             nodes.append(node)
             needed |= set(node.input) - set(sources)
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    constants |= {tensor.values.name for tensor in proto.graph.sparse_initializer}
+    if needed & {value.name for value in proto.graph.input} - constants:
+        return None
     part = onnx.ModelProto()
     part.CopyFrom(proto)
     del part.graph.node[:], part.graph.input[:], part.graph.output[:], part.metadata_props[:]
@@ -115,7 +122,8 @@ def _aligned(proto: ModelProto, model: Model) -> dict[str, str]:
     A layer takes the tensors of those before it. If one of them was not found, or several operators could
     be the layer, it is still known by its weights, if it has any.
     """
-    graph, shapes = _Graph(proto), _shapes(proto)
+    shapes = _shapes(proto)
+    graph = _Graph(proto, {name: 1 + len(shape) for name, shape in shapes.items()})
     tensors = {IMAGE: INPUT}
     for node in model.walk():
         given = [tensors[path] for path in node.inputs if path in tensors]
@@ -127,15 +135,16 @@ def _aligned(proto: ModelProto, model: Model) -> dict[str, str]:
 
 
 class _Graph:
-    """The operators of a graph by the tensors that they take."""
+    """The operators of a graph by the tensors that they take. ranks: of the tensors, as far as known."""
 
-    def __init__(self, proto: ModelProto) -> None:
-        self._constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    def __init__(self, proto: ModelProto, ranks: Mapping[str, int]) -> None:
+        self._constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+        self._ranks = ranks
         self._takers: dict[str, list[NodeProto]] = {}
         for node in proto.graph.node:
-            for name in dict.fromkeys(node.input):
+            for name in dict.fromkeys(filter(None, node.input)):  # an input that is left out has no name
                 self._takers.setdefault(name, []).append(node)
-        self._makers = {name: node for node in proto.graph.node for name in node.output}
+        self._makers = {name: node for node in proto.graph.node for name in node.output if name}
 
     def output_of(self, node: Node, given: Sequence[str] | None) -> str | None:
         """The tensor that a layer of the spec makes of the given ones; None where that is not certain.
@@ -200,7 +209,12 @@ class _Graph:
                     if order is None and taker not in found:
                         found.append(taker)
                 elif taker.op_type in SILENT and taker.input[0] == name:
-                    turned = _turned(order, taker)
+                    turned = order
+                    if taker.op_type == "Transpose":
+                        turn = self._permutation(taker)
+                        if turn is None:
+                            continue
+                        turned = _none_if_in_order(turn if order is None else tuple(order[i] for i in turn))
                     if taker.op_type != "Reshape" or turned is None:
                         waiting.append((taker.output[0], turned))
         return found
@@ -210,10 +224,23 @@ class _Graph:
         order: Order = None
         while (maker := self._makers.get(tensor)) and maker.op_type in ("Identity", "Transpose"):
             if maker.op_type == "Transpose":
-                turn = _permutation(maker)
+                turn = self._permutation(maker)
+                if turn is None:
+                    break
                 order = _none_if_in_order(turn if order is None else tuple(turn[axis] for axis in order))
             tensor = maker.input[0]
         return tensor, order
+
+    def _permutation(self, node: NodeProto) -> tuple[int, ...] | None:
+        """The axes that a Transpose takes, in their order; None if that is not known.
+
+        Without `perm` they are all, from the last to the first.
+        """
+        for attribute in node.attribute:
+            if attribute.name == "perm":
+                return tuple(attribute.ints)
+        rank = self._ranks.get(node.input[0])
+        return None if rank is None else tuple(reversed(range(rank)))
 
 
 Order = tuple[int, ...] | None  # of a tensor's axes among those that it came from; None: unchanged
@@ -223,19 +250,7 @@ def _none_if_in_order(order: tuple[int, ...]) -> Order:
     return None if list(order) == sorted(order) else order
 
 
-def _turned(order: Order, node: NodeProto) -> Order:
-    """The order of the axes behind a silent operator."""
-    if node.op_type != "Transpose":
-        return order
-    turn = _permutation(node)
-    return _none_if_in_order(turn if order is None else tuple(order[axis] for axis in turn))
-
-
-def _permutation(node: NodeProto) -> tuple[int, ...]:
-    return next(tuple(attribute.ints) for attribute in node.attribute if attribute.name == "perm")
-
-
-def _own_constants(nodes: Sequence[NodeProto], node: Node, constants: Mapping[str, np.ndarray]) -> bool:
+def _own_constants(nodes: Sequence[NodeProto], node: Node, constants: Mapping[str, TensorProto]) -> bool:
     """Whether operators hold the constants of the layer they are taken for, and all of them.
 
     Exporters fold one layer into another: a mean into a bias before it, a scale of 1 into nothing.
@@ -246,7 +261,7 @@ def _own_constants(nodes: Sequence[NodeProto], node: Node, constants: Mapping[st
     if isinstance(node.layer, Normalize):
         wanted = (node.layer.mean, node.layer.scale)
         return len(used) == 2 and all(
-            np.array_equal(constants[name].ravel(), np.asarray(values, np.float32))
+            np.array_equal(numpy_helper.to_array(constants[name]).ravel(), np.asarray(values, np.float32))
             for name, values in zip(used, wanted, strict=True)
         )
     weights = {f"{node.path}.{weight.name}" for weight in node.layer.weights(node.input_shape)}
@@ -254,9 +269,13 @@ def _own_constants(nodes: Sequence[NodeProto], node: Node, constants: Mapping[st
 
 
 def _shapes(proto: ModelProto) -> dict[str, list[int]]:
-    """The inferred shape of every tensor without the batch."""
-    inferred = onnx.shape_inference.infer_shapes(proto).graph
+    """The shape of every tensor without the batch, as far as it is told or can be inferred."""
+    try:
+        graph = onnx.shape_inference.infer_shapes(proto).graph
+    except Exception:  # whatever onnx says of a graph that onnxruntime runs
+        graph = proto.graph
     return {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]]
-        for value in (*inferred.value_info, *inferred.output)
+        for value in (*graph.value_info, *graph.input, *graph.output)
+        if value.type.tensor_type.HasField("shape")
     }

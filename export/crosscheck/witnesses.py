@@ -131,7 +131,7 @@ class GraphWitness:
         if target in given:
             return given[target]
         part = cut(self.proto, list(given), target)
-        return Session(part, self.optimize, foreign=self.foreign).predict(given)
+        return None if part is None else Session(part, self.optimize, foreign=self.foreign).predict(given)
 
 
 def _ends(
@@ -175,11 +175,22 @@ class MaxPool(OpRun):
         storage_order=None,
         strides=None,
     ) -> tuple[np.ndarray]:
+        if auto_pad not in (None, "NOTSET") or any(step != 1 for step in dilations or ()):
+            raise NotImplementedError("a MaxPool with auto_pad or dilations")
         top, left, bottom, right = pads or (0, 0, 0, 0)
+        down, across = strides or (1, 1)
+        if (
+            ceil_mode
+        ):  # one window more where inputs are left over, which starts before the padding behind them
+            bottom, right = bottom + down - 1, right + across - 1
         around = ((0, 0), (0, 0), (top, bottom), (left, right))
         padded = np.pad(x, around, constant_values=-np.inf)
         windows = sliding_window_view(padded, tuple(kernel_shape), axis=(2, 3))
-        return (windows[:, :, :: strides[0], :: strides[1]].max(axis=(4, 5)),)
+        rows, columns = top + x.shape[2], left + x.shape[3]
+        return (windows[:, :, :rows:down, :columns:across].max(axis=(4, 5)),)
+
+
+OPERATORS: list[type[OpRun]] = [LRN, MaxPool]  # what onnx's own implementation is to compute otherwise
 
 
 class EvaluatorWitness:
@@ -212,12 +223,12 @@ class EvaluatorWitness:
         target, given = found
         if target in given:
             return given[target]
-        part = _evaluator(onnx.load_from_string(cut(self.proto, list(given), target)))
-        return _evaluated(part, given)[0]
+        part = cut(self.proto, list(given), target)
+        return None if part is None else _evaluated(_evaluator(onnx.load_from_string(part)), given)[0]
 
 
 def _evaluator(proto: ModelProto) -> ReferenceEvaluator:
-    return ReferenceEvaluator(proto, new_ops=[LRN, MaxPool])
+    return ReferenceEvaluator(proto, new_ops=OPERATORS)
 
 
 def _evaluated(evaluator: ReferenceEvaluator, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:

@@ -32,6 +32,7 @@ from export.crosscheck import (
     native_name,
 )
 from export.crosscheck.graphs import expose, layer_tensors
+from export.crosscheck.witnesses import OPERATORS
 from export.graph import INPUT, to_onnx
 from export.native import canonicalize
 from export.selftest.faults import FROZEN, Change, changes, graphs, names, reweighed
@@ -51,6 +52,8 @@ class Mutant:
 
     culprits: the layers any of which is rightly blamed. verdicts: of the faulty witnesses, by name; the
     others of the model stay honest. outputs: of the faulty side, for images. exact: the same in float64.
+    original: what that side would give in float64 without the fault, where it is not what the judge gives:
+    a file holds some of its constants in float32.
     """
 
     fault: str
@@ -60,6 +63,7 @@ class Mutant:
     verdicts: Callable[[], dict[str, Verdict]]
     outputs: Outputs
     exact: Outputs
+    original: Outputs | None = None
 
 
 @dataclass
@@ -197,6 +201,7 @@ def _graph_mutant(subject: Subject, fault: str, proto: ModelProto, culprits: fro
         lambda: _of_graph(proto, subject.judgement),
         outputs,
         outputs if fault == FROZEN else _in_double(proto),  # onnx itself takes any batch
+        _in_double(subject.proto),
     )
 
 
@@ -350,7 +355,9 @@ def _in_double(proto: ModelProto) -> Outputs:
                 attribute.i = TensorProto.DOUBLE
 
     def outputs(images: Array) -> Array:
-        outputs = ReferenceEvaluator(exact).run(None, {INPUT: images.astype(np.float64)})
+        with np.errstate(all="ignore"):  # its formulas pass through infinities on the way
+            evaluator = ReferenceEvaluator(exact, new_ops=OPERATORS)
+            outputs = evaluator.run(None, {INPUT: images.astype(np.float64)})
         return np.asarray(list(outputs)[0])  # noqa: RUF015  a list or a dict, says onnx's signature
 
     return outputs

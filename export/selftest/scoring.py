@@ -28,6 +28,7 @@ from export.selftest.comparators import COMPARATORS, Pair
 from export.selftest.honest import Honest
 from export.selftest.mutants import Mutant, Outputs, Subject, mutants, subject
 from zoo import data, pretrained
+from zoo.errors import CheckFailed
 from zoo.model import Model
 from zoo.weights import Weights, init_weights
 
@@ -233,7 +234,7 @@ def judge_mutant(mutant: Mutant, subject: Subject) -> Result:
     """Let the cross-check and the comparators have a look at one mutant."""
     judgement = subject.judgement
     mixed = judgement.layer_images[plain(judgement.layer_images)]  # no other tool tries brighter ones
-    if _equivalent(mutant.exact, subject):
+    if _equivalent(mutant, subject):
         return Result(mutant.fault, mutant.model, mutant.place, "equivalent", tuple(sorted(mutant.culprits)))
     faulty = mutant.verdicts()
     failed = [verdict for verdict in faulty.values() if not verdict.passed]
@@ -255,15 +256,16 @@ def judge_mutant(mutant: Mutant, subject: Subject) -> Result:
     )
 
 
-def _equivalent(exact: Outputs, subject: Subject) -> bool:
+def _equivalent(mutant: Mutant, subject: Subject) -> bool:
     """Whether a mutant computes what the original does, on more images than any witness is compared for.
 
-    Most that do not show it on the first few.
+    Most that do not show it on the first few. Raises CheckFailed if it computes in float32 and not in
+    float64.
     """
-    network = subject.judgement.network
+    original = mutant.original or subject.judgement.network.predict
     mixed = subject.judgement.layer_images
     for images in (mixed[:FEW], mixed, probes(subject.model, PROBES)):
-        outputs, wanted = _outputs(exact, images), network.predict(images)
+        outputs, wanted = _exact(mutant, images), original(images)
         if outputs.shape != wanted.shape or not np.isfinite(outputs).all():
             return False
         each = tuple(range(1, wanted.ndim))
@@ -271,6 +273,19 @@ def _equivalent(exact: Outputs, subject: Subject) -> bool:
         if (apart > EQUAL * np.maximum(size, size[plain(images)].max())).any():
             return False
     return True
+
+
+def _exact(mutant: Mutant, images: np.ndarray) -> np.ndarray:
+    """What a mutant gives in float64; nothing where it gives nothing in float32 either."""
+    try:
+        return mutant.exact(images)
+    except Exception as error:  # of whatever the fault breaks, or of what computes in float64
+        if not _outputs(mutant.outputs, images).size:
+            return np.empty(0)
+        raise CheckFailed(
+            f"nobody knows what {mutant.fault!r} changes in float64: {type(error).__name__}: {error}",
+            f"{mutant.model}, {mutant.place}",
+        ) from error
 
 
 def _outputs(outputs: Outputs, images: np.ndarray) -> np.ndarray:
