@@ -22,7 +22,7 @@ from backends.client import Worker, Workers
 from backends.reference import ReferenceNetwork
 from export import isolation
 from export.crosscheck.inputs import probes
-from export.graph import serialize, to_onnx
+from export.graph import serialize, shares, to_onnx
 from export.imports import judging, reading
 from export.imports.nodes import RULES
 from export.imports.reading import Unsupported, read
@@ -30,6 +30,7 @@ from export.session import Session
 from zoo.errors import CheckFailed, DataError, InvalidInput
 from zoo.layers import (
     GELU,
+    AdaptiveAvgPool2d,
     AvgPool2d,
     BatchNorm,
     Concat,
@@ -37,9 +38,11 @@ from zoo.layers import (
     Dense,
     Dropout,
     Flatten,
+    HardSwish,
     MaxPool2d,
     Normalize,
     ReLU,
+    ReLU6,
     Residual,
     SiLU,
 )
@@ -235,6 +238,18 @@ def _erf_gelu() -> list[onnx.NodeProto]:
     ]
 
 
+HARD = {"three": np.float32(3), "zero": np.float32(0), "six": np.float32(6)}
+
+
+def _hard_swish(x: str) -> list[onnx.NodeProto]:
+    return [
+        node("Add", x, "three", y="h1"),
+        node("Clip", "h1", "zero", "six", y="h2"),
+        node("Div", "h2", "six", y="h3"),
+        node("Mul", x, "h3"),
+    ]
+
+
 SPELLINGS: dict[str, tuple[Callable[[], ModelProto], tuple[type, ...]]] = {
     "a bias that is added to a MatMul": (
         lambda: graph(
@@ -397,8 +412,43 @@ SPELLINGS: dict[str, tuple[Callable[[], ModelProto], tuple[type, ...]]] = {
     "dropout is kept": (
         lambda: graph(node("Dropout", "image", "r"), r=np.float32(0.25)), (Dropout,)
     ),
+    "a hard swish after a factor per channel": (
+        lambda: graph(node("Mul", "image", "m", y="x"), *_hard_swish("x"), m=array(2, 1, 1), **HARD),
+        (Normalize, HardSwish),
+    ),
+    "a hard swish after a factor and a term per channel": (
+        lambda: graph(
+            node("Mul", "image", "m", y="a"), node("Add", "a", "b", y="x"), *_hard_swish("x"),
+            m=array(2, 1, 1), b=array(2, 1, 1), **HARD,
+        ),
+        (BatchNorm, HardSwish),
+    ),
+    "a hard swish after a Conv without bias": (
+        lambda: graph(node("Conv", "image", "k", y="x"), *_hard_swish("x"), k=array(3, 2, 1, 1), **HARD),
+        (Conv2d, HardSwish),
+    ),
+    "a hard swish after a Relu6": (
+        lambda: graph(
+            node("Clip", "image", "zero", "six", y="x"), node("Mul", "x", "six", y="t"), *_hard_swish("t"), **HARD
+        ),
+        (ReLU6, Normalize, HardSwish),
+    ),
+    "Pad of float32's lowest before MaxPool": (
+        lambda: graph(
+            node("Pad", "image", "p", "v", y="a"),
+            node("MaxPool", "a", kernel_shape=(3, 3), strides=(2, 2)),
+            p=np.array([0, 0, 1, 1, 0, 0, 1, 1]), v=np.finfo(np.float32).min,
+        ),
+        (MaxPool2d,),
+    ),
+    "Gemm with factors": (
+        lambda: graph(
+            node("Gemm", "image", "w", "b", alpha=0.3, beta=2.0), image=(2, 7), w=array(7, 3), b=array(3)
+        ),
+        (Flatten, Dense),
+    ),
     "an old Clip": (
-        lambda: graph(node("Clip", "image", min=0.0, max=6.0), opset=10), (zoo.layers.ReLU6,)
+        lambda: graph(node("Clip", "image", min=0.0, max=6.0), opset=10), (ReLU6,)
     ),
     "nothing at all": (lambda: graph(node("Identity", "image")), (Dropout,)),
 }  # fmt: skip
@@ -480,6 +530,52 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto], str]] = {
                       node("Relu", "t3000")),
         "made of more than 64 steps",
     ),
+    "a function of an image and of the same, turned": (
+        lambda: graph(
+            node("Transpose", "image", y="t", perm=(0, 2, 3, 1)), node("Sigmoid", "t", y="s"),
+            node("Mul", "image", "s"), image=("n", 3, 3, 3),
+        ),
+        "a Mul of tensors in several layouts",
+    ),
+    "the larger of an image and of the same, turned": (
+        lambda: graph(
+            node("Transpose", "image", y="t", perm=(0, 2, 3, 1)), node("Max", "image", "t"), image=("n", 3, 3, 3)
+        ),
+        "of several tensors",
+    ),
+    "a pool of what is padded with a low number": (
+        lambda: graph(
+            node("Pad", "image", "p", "v", y="a"), node("MaxPool", "a", kernel_shape=(3, 3), strides=(2, 2)),
+            p=np.array([0, 0, 1, 1, 0, 0, 1, 1]), v=np.float32(-1e30),
+        ),
+        r"a pool of what is padded with -1e\+30",
+    ),
+    "a pool of what is padded with 0, and may be less": (
+        lambda: graph(
+            node("LeakyRelu", "image", y="r"), node("Pad", "r", "p", "v", y="a"),
+            node("MaxPool", "a", kernel_shape=(3, 3), strides=(2, 2)),
+            p=np.array([0, 0, 1, 1, 0, 0, 1, 1]), v=np.float32(1e-30),
+        ),
+        "a pool of what is padded with 1e-30",
+    ),
+    "a Clip with a bound for each channel": (
+        lambda: graph(node("Clip", "image", "a", "b"), a=np.zeros(2, np.float32), b=np.float32(6)), "malformed"
+    ),
+    "two factors whose product float32 has not": (
+        lambda: graph(node("Mul", "image", "a", y="b"), node("Mul", "b", "a"), a=np.float32(1e-30)),
+        "a constant beyond float32, made of several",
+    ),
+    "a factor of a Gemm that loses digits of weights": (
+        lambda: graph(node("Gemm", "image", "w", alpha=1e-30), image=(2, 7), w=np.float32(1e-12) * array(7, 3)),
+        "a constant beyond float32, made of several",
+    ),
+    "a factor of a Gemm that is too large": (
+        lambda: graph(node("Gemm", "image", "w", alpha=1e30), image=(2, 7), w=np.float32(1e30) * array(7, 3)),
+        "a constant beyond float32, made of several",
+    ),
+    "shares of cells that are a little off": (
+        lambda: _adaptive(1 + 5e-7), "two matrices that are no means of cells"
+    ),
     "branches in branches without end": (lambda: _nested(2000), "without end|more than 20 deep"),
     "a padding that fills the memory": (
         lambda: graph(node("Pad", "image", "p"), p=np.array([0, 0, 2**31 - 2, 2**31 - 2, 0, 0, 0, 0])),
@@ -544,6 +640,14 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto], str]] = {
 }  # fmt: skip
 
 
+def _adaptive(factor: float) -> ModelProto:
+    """The adaptive mean 3 x 3 of an image 6 x 5, with one share that is `factor` times what it should be."""
+    layer = AdaptiveAvgPool2d((3, 3))
+    rows, columns = (shares(cells, n) for cells, n in zip(layer.cells((2, 6, 5)), (6, 5), strict=True))
+    rows[1, 2] *= np.float32(factor)
+    return graph(node("MatMul", "image", "c", y="a"), node("MatMul", "r", "a"), r=rows, c=columns.T)
+
+
 def _with_input(proto: ModelProto) -> ModelProto:
     proto.graph.input.append(helper.make_tensor_value_info("other", FLOAT, ("batch", 2, 6, 5)))
     return proto
@@ -567,6 +671,24 @@ def _nested(depth: int) -> ModelProto:
         total = f"s{i}"
     nodes.append(node("Relu", total))
     return graph(*nodes, k=array(2, 2, 1, 1))
+
+
+def test_shares_of_cells_that_are_right() -> None:
+    assert layers_of(_adaptive(1.0)) == (AdaptiveAvgPool2d((3, 3)),)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(0.9, 0.1), (0.99999994, 6e-8), (0.123456789, 0.87654321), (1.0, 0.1)]
+)
+def test_a_momentum_keeps_its_digits(old: float, new: float) -> None:
+    names = ("scale", "bias", "mean", "var")
+    proto = graph(
+        node("BatchNormalization", "image", *names, momentum=old),
+        **{name: np.ones(2, np.float32) for name in names},
+    )
+    (layer,) = layers_of(proto)
+    assert isinstance(layer, BatchNorm)
+    assert layer.momentum == new
 
 
 @pytest.mark.parametrize("case", REFUSED)
