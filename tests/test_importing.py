@@ -7,6 +7,7 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,14 +23,16 @@ from backends.client import Worker, Workers
 from backends.reference import ReferenceNetwork
 from export import isolation
 from export.crosscheck.inputs import probes
-from export.graph import serialize, to_onnx
-from export.imports import judging, reading
+from export.graph import serialize, shares, to_onnx
+from export.imports import functions, images, judging, reading
 from export.imports.nodes import RULES
 from export.imports.reading import Unsupported, read
 from export.session import Session
+from zoo import data
 from zoo.errors import CheckFailed, DataError, InvalidInput
 from zoo.layers import (
     GELU,
+    AdaptiveAvgPool2d,
     AvgPool2d,
     BatchNorm,
     Concat,
@@ -37,9 +40,14 @@ from zoo.layers import (
     Dense,
     Dropout,
     Flatten,
+    GlobalAvgPool2d,
+    HardSwish,
+    Layer,
+    LeakyReLU,
     MaxPool2d,
     Normalize,
     ReLU,
+    ReLU6,
     Residual,
     SiLU,
 )
@@ -235,6 +243,18 @@ def _erf_gelu() -> list[onnx.NodeProto]:
     ]
 
 
+HARD = {"three": np.float32(3), "zero": np.float32(0), "six": np.float32(6)}
+
+
+def _hard_swish(x: str, y: str = "y") -> list[onnx.NodeProto]:
+    return [
+        node("Add", x, "three", y="h1"),
+        node("Clip", "h1", "zero", "six", y="h2"),
+        node("Div", "h2", "six", y="h3"),
+        node("Mul", x, "h3", y=y),
+    ]
+
+
 SPELLINGS: dict[str, tuple[Callable[[], ModelProto], tuple[type, ...]]] = {
     "a bias that is added to a MatMul": (
         lambda: graph(
@@ -397,8 +417,43 @@ SPELLINGS: dict[str, tuple[Callable[[], ModelProto], tuple[type, ...]]] = {
     "dropout is kept": (
         lambda: graph(node("Dropout", "image", "r"), r=np.float32(0.25)), (Dropout,)
     ),
+    "a hard swish after a factor per channel": (
+        lambda: graph(node("Mul", "image", "m", y="x"), *_hard_swish("x"), m=array(2, 1, 1), **HARD),
+        (Normalize, HardSwish),
+    ),
+    "a hard swish after a factor and a term per channel": (
+        lambda: graph(
+            node("Mul", "image", "m", y="a"), node("Add", "a", "b", y="x"), *_hard_swish("x"),
+            m=array(2, 1, 1), b=array(2, 1, 1), **HARD,
+        ),
+        (BatchNorm, HardSwish),
+    ),
+    "a hard swish after a Conv without bias": (
+        lambda: graph(node("Conv", "image", "k", y="x"), *_hard_swish("x"), k=array(3, 2, 1, 1), **HARD),
+        (Conv2d, HardSwish),
+    ),
+    "a hard swish after a Relu6": (
+        lambda: graph(
+            node("Clip", "image", "zero", "six", y="x"), node("Mul", "x", "six", y="t"), *_hard_swish("t"), **HARD
+        ),
+        (ReLU6, Normalize, HardSwish),
+    ),
+    "Pad of float32's lowest before MaxPool": (
+        lambda: graph(
+            node("Pad", "image", "p", "v", y="a"),
+            node("MaxPool", "a", kernel_shape=(3, 3), strides=(2, 2)),
+            p=np.array([0, 0, 1, 1, 0, 0, 1, 1]), v=np.finfo(np.float32).min,
+        ),
+        (MaxPool2d,),
+    ),
+    "Gemm with factors": (
+        lambda: graph(
+            node("Gemm", "image", "w", "b", alpha=0.3, beta=2.0), image=(2, 7), w=array(7, 3), b=array(3)
+        ),
+        (Flatten, Dense),
+    ),
     "an old Clip": (
-        lambda: graph(node("Clip", "image", min=0.0, max=6.0), opset=10), (zoo.layers.ReLU6,)
+        lambda: graph(node("Clip", "image", min=0.0, max=6.0), opset=10), (ReLU6,)
     ),
     "nothing at all": (lambda: graph(node("Identity", "image")), (Dropout,)),
 }  # fmt: skip
@@ -480,6 +535,52 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto], str]] = {
                       node("Relu", "t3000")),
         "made of more than 64 steps",
     ),
+    "a function of an image and of the same, turned": (
+        lambda: graph(
+            node("Transpose", "image", y="t", perm=(0, 2, 3, 1)), node("Sigmoid", "t", y="s"),
+            node("Mul", "image", "s"), image=("n", 3, 3, 3),
+        ),
+        "a Mul of tensors in several layouts",
+    ),
+    "the larger of an image and of the same, turned": (
+        lambda: graph(
+            node("Transpose", "image", y="t", perm=(0, 2, 3, 1)), node("Max", "image", "t"), image=("n", 3, 3, 3)
+        ),
+        "of several tensors",
+    ),
+    "a pool of what is padded with a low number": (
+        lambda: graph(
+            node("Pad", "image", "p", "v", y="a"), node("MaxPool", "a", kernel_shape=(3, 3), strides=(2, 2)),
+            p=np.array([0, 0, 1, 1, 0, 0, 1, 1]), v=np.float32(-1e30),
+        ),
+        r"a pool of what is padded with -1e\+30",
+    ),
+    "a pool of what is padded with 0, and may be less": (
+        lambda: graph(
+            node("LeakyRelu", "image", y="r"), node("Pad", "r", "p", "v", y="a"),
+            node("MaxPool", "a", kernel_shape=(3, 3), strides=(2, 2)),
+            p=np.array([0, 0, 1, 1, 0, 0, 1, 1]), v=np.float32(1e-30),
+        ),
+        "a pool of what is padded with 1e-30",
+    ),
+    "a Clip with a bound for each channel": (
+        lambda: graph(node("Clip", "image", "a", "b"), a=np.zeros(2, np.float32), b=np.float32(6)), "malformed"
+    ),
+    "two factors whose product float32 has not": (
+        lambda: graph(node("Mul", "image", "a", y="b"), node("Mul", "b", "a"), a=np.float32(1e-30)),
+        "a constant beyond float32, made of several",
+    ),
+    "a factor of a Gemm that loses digits of weights": (
+        lambda: graph(node("Gemm", "image", "w", alpha=1e-30), image=(2, 7), w=np.float32(1e-12) * array(7, 3)),
+        "a constant beyond float32, made of several",
+    ),
+    "a factor of a Gemm that is too large": (
+        lambda: graph(node("Gemm", "image", "w", alpha=1e30), image=(2, 7), w=np.float32(1e30) * array(7, 3)),
+        "a constant beyond float32, made of several",
+    ),
+    "shares of cells that are a little off": (
+        lambda: _adaptive(1 + 5e-7), "two matrices that are no means of cells"
+    ),
     "branches in branches without end": (lambda: _nested(2000), "without end|more than 20 deep"),
     "a padding that fills the memory": (
         lambda: graph(node("Pad", "image", "p"), p=np.array([0, 0, 2**31 - 2, 2**31 - 2, 0, 0, 0, 0])),
@@ -544,6 +645,14 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto], str]] = {
 }  # fmt: skip
 
 
+def _adaptive(factor: float) -> ModelProto:
+    """The adaptive mean 3 x 3 of an image 6 x 5, with one share that is `factor` times what it should be."""
+    layer = AdaptiveAvgPool2d((3, 3))
+    rows, columns = (shares(cells, n) for cells, n in zip(layer.cells((2, 6, 5)), (6, 5), strict=True))
+    rows[1, 2] *= np.float32(factor)
+    return graph(node("MatMul", "image", "c", y="a"), node("MatMul", "r", "a"), r=rows, c=columns.T)
+
+
 def _with_input(proto: ModelProto) -> ModelProto:
     proto.graph.input.append(helper.make_tensor_value_info("other", FLOAT, ("batch", 2, 6, 5)))
     return proto
@@ -567,6 +676,24 @@ def _nested(depth: int) -> ModelProto:
         total = f"s{i}"
     nodes.append(node("Relu", total))
     return graph(*nodes, k=array(2, 2, 1, 1))
+
+
+def test_shares_of_cells_that_are_right() -> None:
+    assert layers_of(_adaptive(1.0)) == (AdaptiveAvgPool2d((3, 3)),)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(0.9, 0.1), (0.99999994, 6e-8), (0.123456789, 0.87654321), (1.0, 0.1)]
+)
+def test_a_momentum_keeps_its_digits(old: float, new: float) -> None:
+    names = ("scale", "bias", "mean", "var")
+    proto = graph(
+        node("BatchNormalization", "image", *names, momentum=old),
+        **{name: np.ones(2, np.float32) for name in names},
+    )
+    (layer,) = layers_of(proto)
+    assert isinstance(layer, BatchNorm)
+    assert layer.momentum == new
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -680,6 +807,150 @@ def test_what_differs_from_the_file_is_not_kept(
     assert not (tmp_path / "runs").exists()
 
 
+def _network(activation: list[onnx.NodeProto], **constants: np.ndarray) -> ModelProto:
+    """A random network: a convolution 3 x 3, an activation from "z" to "a", a dense layer."""
+    rng = np.random.default_rng(0)
+
+    def uniform(*shape: int, inputs: int) -> np.ndarray:
+        return (rng.uniform(-1, 1, shape) / inputs**0.5).astype(np.float32)
+
+    size = 8 * 26 * 26
+    return graph(
+        node("Conv", "image", "k", "b", y="z"), *activation, node("Flatten", "a", y="f"), node("Gemm", "f", "w", "v"),
+        image=("n", 1, 28, 28), k=uniform(8, 1, 3, 3, inputs=9), b=uniform(8, inputs=9),
+        w=uniform(size, 10, inputs=size), v=uniform(10, inputs=size), **constants,
+    )  # fmt: skip
+
+
+def _sloped(slope: float) -> ModelProto:
+    return _network([node("Mul", "z", "s", y="t"), node("Max", "z", "t", y="a")], s=np.float32(slope))
+
+
+MISREAD: dict[str, tuple[Callable[[], ModelProto], Layer | None]] = {
+    "thresholded at 0.01": (lambda: _network([node("ThresholdedRelu", "z", y="a", alpha=0.01)]), ReLU()),
+    "thresholded at 0.001": (lambda: _network([node("ThresholdedRelu", "z", y="a", alpha=0.001)]), ReLU()),
+    "a slope that is 1e-4 off": (lambda: _sloped(0.0101), LeakyReLU(0.01)),
+    "a clip at 5.999": (lambda: _network([node("Clip", "z", "zero", "six", y="a")], zero=HARD["zero"], six=np.float32(5.999)), None),
+    "a hard swish of 2.999": (lambda: _network(_hard_swish("z", y="a"), **(HARD | {"three": np.float32(2.999)})), None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISREAD)
+def test_images_alone_find_a_function_that_was_misread(
+    case: str, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second net: what is taken for a layer that it is not, the comparison with the file refuses."""
+    make, layer = MISREAD[case]
+    path = tmp_path / "x.onnx"
+    path.write_bytes(make().SerializeToString())
+    if layer is None:
+        monkeypatch.setattr(functions, "SAME", Fraction(1, 1000))
+    else:
+        monkeypatch.setattr(functions, "recognised", lambda curve: layer)
+    result = run("import", str(path), "--backend", "reference", "--out", str(tmp_path / "runs"))
+    assert result.code == 1, result.out
+    assert "reference differs from the original in float32" in result.err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("slope", [0.01, 0.0101])
+def test_a_function_that_was_read_rightly_passes(slope: float, run, tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+    path.write_bytes(_sloped(slope).SerializeToString())
+    result = run("import", str(path), "--backend", "reference", "--out", str(tmp_path / "runs"), "--json")
+    assert result.code == 0, result.err
+    assert all(check["max_ratio"] < 0.1 for check in result.json["checks"])
+    assert all(check["furthest_on"] for check in result.json["checks"])
+
+
+def test_images_are_searched_that_come_near_a_bend() -> None:
+    found = read(_network([node("Relu", "z", y="a")]).SerializeToString(), "x")
+    network = ReferenceNetwork(found.model, found.weights)
+    near = [network.activations(eight)["conv1"] for eight in images.near_bends(network, 16)]
+    assert len(near) > 8
+    for inputs in near:
+        middle = np.sort(inputs.reshape(8, 8, -1), axis=2)[..., 26 * 26 // 2]  # of each image and channel
+        largest = np.abs(inputs).max()
+        distances = np.abs(middle / largest).T  # of each channel, by image
+        wanted = np.repeat(images.DISTANCES, 2)
+        # Far from the bend another input is the middle one; float32 images place one to 1e-7 of the largest.
+        close = [np.allclose(channel[4:], wanted[4:], rtol=0.5, atol=2e-7) for channel in distances]
+        assert any(close), distances
+        channel = close.index(True)
+        assert distances[channel].max() < 0.1
+        assert np.sign(middle[4:6, channel]).sum() == 0  # one on either side
+
+
+def test_every_kind_of_image_is_asked() -> None:
+    found = read(_network([node("Relu", "z", y="a")]).SerializeToString(), "x")
+    groups = {
+        group.name: group.images for group in images.groups(ReferenceNetwork(found.model, found.weights))
+    }
+    assert list(groups) == [
+        "noise", "single pixels", "ramps", *(f"noise of {scale:g}" for scale in images.SCALES), "digits", "extremes", "searched"
+    ]  # fmt: skip
+    assert all(part.dtype == np.float32 for part in groups.values())
+    assert sum(map(len, groups.values())) > 200
+    assert {part.min() for part in groups["extremes"][:3]} == {0.0, 0.5, 1.0}
+    assert (np.abs(groups["noise of 10"]).max(axis=(1, 2, 3)) > 9).all()
+    assert groups["noise of 10"].min() < -9
+    np.testing.assert_array_equal(groups["digits"][0, 0] * 255, data.digits().test_images[0, 0])
+    large = zoo.get("resnet18")
+    assert images.kind_count(large) < images.MOST
+    assert images.digits(large, 2).shape == (2, *large.input_shape)
+    moved = images.perturbed(groups["noise of 1"])
+    step = np.abs(moved / groups["noise of 1"] - 1)
+    assert 2**-24 <= step.min() <= step.max() < 2**-21
+
+
+def test_a_large_group_does_not_cover_a_small_one() -> None:
+    """An error of 1e-4 of the outputs for small images is found beside images whose outputs are 1e5 times larger."""
+    made = [images.Group(name, np.zeros((2, 1, 1, 1), np.float32)) for name in ("small", "large")]
+    expected = np.array([[1.0, -0.5], [0.3, 0.1], [1e5, 2e4], [3e4, -1e5]])
+    answers = judging.answered(zoo.get("lenet-5"), made, expected, [expected.astype(np.float32)], print)
+    found = (expected + [[1e-4, 0], [0, 0], [0, 0], [0, 0]]).astype(np.float32)
+    assert judging.compare(found, expected).passed  # all together
+    assert [group.against(part).passed for group, part in zip(answers, (found[:2], found[2:]), strict=True)] == [
+        False, True
+    ]  # fmt: skip
+
+
+def test_a_group_on_which_rounding_tells_nothing_is_left_out_and_said() -> None:
+    names = ("noise", "ramps", "digits", "extremes")
+    made = [images.Group(name, np.zeros((1, 1, 1, 1), np.float32)) for name in names]
+    expected = np.array([[1.0, 2.0], [1.0, 2.0], [1.0, np.inf], [1.0, 2.0]])
+    own = (expected + [[0, 0], [0.01, 0], [0, 0], [0, 0]]).astype(np.float32)
+    said: list[str] = []
+    answers = judging.answered(zoo.get("lenet-5"), made, expected, [own], said.append)
+    assert [group.group for group in answers] == ["noise", "extremes"]
+    assert "not compared on ramps: the original's rounding may be more than 1% of its outputs" in said[0]
+    assert "not compared on digits: the original gives numbers that are not finite" in said[1]
+    with pytest.raises(CheckFailed, match="on 2 of 3 groups of images the original"):
+        judging.answered(zoo.get("lenet-5"), made[:3], expected[:3], [own[:3]], said.append)
+
+
+def test_means_that_are_summed_in_turn_are_no_fault() -> None:
+    """A mean over 112 x 112 equal numbers, of which another layer makes much: honest runtimes part there."""
+    layers = (GlobalAvgPool2d(), Flatten(), Dense(2))
+    model = Model("m", (1, 112, 112), layers, zoo.get("lenet-5").recipe, ("0", "1"))
+    weights = {
+        "dense1.weight": np.array([[1e4], [1]], np.float32),
+        "dense1.bias": np.array([-1e3, 0], np.float32),
+    }
+    image = np.full((1, 1, 112, 112), 0.1, np.float32)
+    network = ReferenceNetwork(model, weights)
+    expected = network.predict(image)
+    (summed,) = judging._summed(network, image, expected)
+    total = np.float32(0)
+    for term in image.ravel():
+        total += term
+    moved = float(total / np.float32(112 * 112)) - float(np.float32(0.1))
+    np.testing.assert_allclose(summed - expected, [[1e4 * moved, moved]], rtol=1e-6)
+    assert abs(moved) > 20 * 2**-24 * 0.1
+    assert judging.allowed(expected, summed) > judging.allowed(expected)
+    assert not judging._summed(ReferenceNetwork(model_of((Flatten(),), (1, 2, 2)), {}), image, expected)
+
+
 def test_options_that_do_not_belong_together(run, foreign: Path) -> None:
     assert run("import", str(foreign), "--sha256", "0").code == 2
     assert run("import", "torchvision:resnet18", "--name", "x").code == 2
@@ -734,7 +1005,7 @@ def test_a_file_that_takes_so_many_images_at_a_time(batch: int, run, tmp_path: P
     path.write_bytes(proto.SerializeToString())
     result = run("import", str(path), "--backend", "reference", "--out", str(tmp_path / "runs"), "--json")
     assert result.code == 0, result.err
-    assert all(check["images"] >= judging.PROBES for check in result.json["checks"])
+    assert all(check["images"] > 100 for check in result.json["checks"])
 
 
 @pytest.mark.parametrize(
@@ -766,21 +1037,21 @@ def test_the_limit_is_relative_for_small_outputs() -> None:
 
 
 def test_rounding_that_tells_nothing_is_refused() -> None:
-    model = zoo.get("lenet-dropout")
     expected = np.linspace(-5, 5, 10)[np.newaxis]
     own = (expected + 1).astype(np.float32)
-    limit = judging.allowed(expected, own)
-    assert limit == pytest.approx(0.05)
-    assert not judging.against(model, own, expected, limit).passed
+    assert judging.allowed(expected, own) == pytest.approx(0.05)
+    answers = judging.Answers("probes", np.zeros((1, 1, 1, 1), np.float32), expected, [own], False)
+    assert not answers.decidable
+    assert not answers.against(own).passed
 
 
 def test_probabilities_are_compared_as_logarithms() -> None:
-    model = zoo.get("convnet")
     expected = np.array([[1 - 2e-7, 1e-7, 1e-7, *[0.0] * 7]])
+    answers = judging.Answers("probes", np.zeros((1, 1, 1, 1), np.float32), expected, [], True)
     other = expected.copy()
     other[0, 1] *= 1.01  # far below what the probabilities may differ
-    assert judging.against(model, expected.astype(np.float32), expected, 1e-5).passed
-    assert not judging.against(model, other.astype(np.float32), expected, 1e-5).passed
+    assert answers.against(expected.astype(np.float32)).passed
+    assert not answers.against(other.astype(np.float32)).passed
 
 
 def test_a_failed_check_keeps_nothing(tmp_path: Path) -> None:

@@ -33,8 +33,8 @@ def checks(wish: Wish, worker: Worker) -> list[judging.Check]:
     with Workers() as workers:
         workers.use = lambda name: _Shared(worker)  # type: ignore[assignment,method-assign,return-value]
         candidate = judging.Candidate(small, adopted.weights, [worker.backend], workers, print)
-        limit = judging.allowed(double, single)
-        return [*candidate.float32(images, double, limit), *candidate.float64(small, images, double)]
+        answers = judging.Answers("probes", images, double, [single], small.output == "probabilities")
+        return [*candidate.float32([answers]), *candidate.float64(small, images, double)]
 
 
 class _Shared:

@@ -1,25 +1,26 @@
 """Operators that are functions of one number, and where two branches meet number by number.
 
 Exporters spell one function in many ways: x * sigmoid(x), GELU from Erf, a ReLU from Max or Where. So a
-function is kept as such (`Pointwise`) and recognised by its values, against the reference's own layers.
+function is kept as such (`Pointwise`) and recognised by what it is, exactly (`functions.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import reduce
 from math import prod
 
 import numpy as np
 
-from backends.reference import apply
+from export.imports import functions
+from export.imports.functions import Curve, Function
 from export.imports.nodes import RULES, Node, construct, made, rule
 from export.imports.tensors import (
     MOST_STEPS,
     Affine,
     Array,
-    Function,
     Inexpressible,
     Join,
     Pointwise,
@@ -27,30 +28,24 @@ from export.imports.tensors import (
     View,
     number,
     per_channel,
+    rounded,
 )
-from zoo.errors import InvalidSpec
 from zoo.layers import (
     ELU,
     GELU,
     BatchNorm,
     Conv2d,
     Dense,
-    HardSigmoid,
     HardSwish,
     Layer,
     LeakyReLU,
     Normalize,
     ReLU,
-    ReLU6,
     Sigmoid,
-    SiLU,
     Tanh,
 )
 
 TINY = 1e-30  # an epsilon that changes no float32 variance of 1
-# Where functions of one number are told apart: near 0, where they bend, and far outside.
-GRID = np.concatenate([np.linspace(-12, 12, 97), [-1e4, -300.0, -50.0, 50.0, 300.0, 1e4]])
-SAME = 1e-6  # what constants rounded to float32 may change of such a function, relative
 
 
 def _simple(operator: str, make: Callable[[Node], Layer]) -> None:
@@ -66,7 +61,7 @@ def _simple(operator: str, make: Callable[[Node], Layer]) -> None:
 def _activation(layer: Layer, x: Tensor) -> Tensor:
     """A layer of one number, which a later operator may take as part of another one."""
     result = made(layer, x)
-    result.pointwise = Pointwise(x, lambda values: apply(layer, values, {}))
+    result.pointwise = Pointwise(x, lambda curve: functions.of(layer, curve))
     return result
 
 
@@ -87,23 +82,24 @@ def prelu(node: Node) -> View:
     return view.like(_activation(construct(LeakyReLU, number(slopes.reshape(-1)[0])), view.tensor))
 
 
-def _softplus(x: Array) -> Array:
-    return np.logaddexp(0, x)
+def _number(attribute: float) -> Curve:
+    """An attribute, which is a float32 number, as a function; defaults are given with more digits."""
+    return functions.number(np.float32(attribute))
 
 
-def _erf(x: Array) -> Array:
-    return 2 * apply(GELU(), x * np.sqrt(2), {}) / (x * np.sqrt(2) + (x == 0)) - 1 + (x == 0)
+def _of_no_layer(x: Curve) -> Curve:
+    raise functions.Undecided("an operator that no layer is made of")
 
 
 FUNCTIONS: dict[str, Function] = {
-    "Abs": np.abs,
-    "Erf": _erf,
-    "Exp": np.exp,
-    "Log": np.log,
-    "Reciprocal": np.reciprocal,
-    "Softplus": _softplus,
-    "Sqrt": np.sqrt,
-    "Mish": lambda x: x * np.tanh(_softplus(x)),
+    "Abs": lambda x: functions.maximum(x, -x),
+    "Erf": functions.erf,
+    "Exp": functions.exp,
+    "Log": _of_no_layer,
+    "Mish": _of_no_layer,
+    "Reciprocal": functions.reciprocal,
+    "Softplus": _of_no_layer,
+    "Sqrt": _of_no_layer,
 }
 
 
@@ -115,24 +111,28 @@ def function(node: Node) -> View:
 
 @rule("HardSigmoid")
 def hard_sigmoid(node: Node) -> View:
-    alpha, beta = np.float32(node.attribute("alpha", 0.2)), np.float32(node.attribute("beta", 0.5))
-    view = node.view()
-    if (alpha, beta) == (np.float32(1 / 6), np.float32(0.5)):
-        return view.like(_activation(HardSigmoid(), view.tensor))
-    a, b = float(alpha), float(beta)
-    return view.like(_composed("HardSigmoid", view.tensor, lambda x: np.clip(a * x + b, 0, 1)))
+    alpha, beta, view = node.attribute("alpha", 0.2), node.attribute("beta", 0.5), node.view()
+
+    def function(x: Curve) -> Curve:
+        return functions.clip(_number(alpha) * x + _number(beta), 0, 1)
+
+    return view.like(_composed("HardSigmoid", view.tensor, function))
 
 
 @rule("Swish")
 def swish(node: Node) -> View:
-    alpha, view = number(node.attribute("alpha", 1.0)), node.view()
-    return view.like(_composed("Swish", view.tensor, lambda x: x * apply(Sigmoid(), alpha * x, {})))
+    alpha, view = node.attribute("alpha", 1.0), node.view()
+    return view.like(_composed("Swish", view.tensor, lambda x: x * functions.sigmoid(_number(alpha) * x)))
 
 
 @rule("ThresholdedRelu")
 def thresholded(node: Node) -> View:
-    alpha, view = number(node.attribute("alpha", 1.0)), node.view()
-    return view.like(_composed("ThresholdedRelu", view.tensor, lambda x: np.where(x > alpha, x, 0)))
+    alpha, view = node.attribute("alpha", 1.0), node.view()
+
+    def function(x: Curve) -> Curve:
+        return functions.where(functions.compared(x, operator.gt, _number(alpha)), x, functions.number(0))
+
+    return view.like(_composed("ThresholdedRelu", view.tensor, function))
 
 
 @rule("Clip")
@@ -141,17 +141,15 @@ def clip(node: Node) -> View:
     for position, (name, default) in enumerate((("min", -np.inf), ("max", np.inf)), start=1):
         value = node.attribute(name)
         given = node.constant(position, name)
-        bounds.append(
-            float(value if value is not None else default if given is None else given.reshape(-1)[0])
-        )
+        bounds.append(float(value if value is not None else default if given is None else given.item()))
     low, high = bounds
     view = node.view()
-    return view.like(_composed("Clip", view.tensor, lambda x: np.minimum(np.maximum(x, low), high)))
+    return view.like(_composed("Clip", view.tensor, lambda x: functions.clip(x, low, high)))
 
 
 @rule("Neg")
 def negative(node: Node) -> View:
-    return _affine(node, node.view(), scale=np.array(-1.0))
+    return _affine(node, node.view(), operator.neg, scale=np.array(-1.0))
 
 
 @rule("Pow")
@@ -160,18 +158,22 @@ def power(node: Node) -> View:
     if exponent.size != 1:
         raise Inexpressible("a power with several exponents")
     number_ = float(exponent.reshape(-1)[0])
-    return view.like(_composed("Pow", view.tensor, lambda x: np.power(x, number_)))
+    return view.like(_composed("Pow", view.tensor, lambda x: functions.power(x, number_)))
 
 
-JOINT: dict[str, Callable[..., Array]] = {
-    "Equal": np.equal,
-    "Greater": np.greater,
-    "GreaterOrEqual": np.greater_equal,
-    "Less": np.less,
-    "LessOrEqual": np.less_equal,
-    "Max": lambda *x: reduce(np.maximum, x),
-    "Min": lambda *x: reduce(np.minimum, x),
-    "Where": np.where,
+def _comparison(holds: Callable[[int, int], bool]) -> Callable[[Curve, Curve], Curve]:
+    return lambda a, b: functions.compared(a, holds, b)
+
+
+JOINT: dict[str, Callable[..., Curve]] = {
+    "Equal": _comparison(operator.eq),
+    "Greater": _comparison(operator.gt),
+    "GreaterOrEqual": _comparison(operator.ge),
+    "Less": _comparison(operator.lt),
+    "LessOrEqual": _comparison(operator.le),
+    "Max": lambda *x: reduce(functions.maximum, x),
+    "Min": lambda *x: reduce(functions.minimum, x),
+    "Where": functions.where,
 }
 
 
@@ -179,9 +181,9 @@ JOINT: dict[str, Callable[..., Array]] = {
 def joint(node: Node) -> View:
     """A function of several numbers that come from one number of one tensor, or are constants."""
     views = [value for value in node.inputs if isinstance(value, View)]
-    common = _common([view.tensor for view in views])
-    constants = [value for value in node.inputs if isinstance(value, np.ndarray)]
-    if common is None or any(constant.size != 1 for constant in constants):
+    common = _common(views)
+    rank = len(views[0].dims) + node.batched
+    if common is None or any(isinstance(x, Array) and (x.size != 1 or x.ndim > rank) for x in node.inputs):
         raise Inexpressible("of several tensors")
     base, pointwise = common
     rest = iter(pointwise)
@@ -196,9 +198,8 @@ def joint(node: Node) -> View:
     return views[0].like(_found(whole, problem))
 
 
-def _always(constant: Array) -> Function:
-    number_ = constant.reshape(-1)[0]
-    return lambda x: number_
+def _always(given: Array) -> Function:
+    return lambda x: functions.number(given.reshape(-1)[0])
 
 
 @rule("Add", "Sub", "Mul", "Div", "Sum")
@@ -216,26 +217,29 @@ def arithmetic(node: Node) -> View:
     constant = per_channel(view, node.required(1 - position, "other term"), node.batched)
     if constant is None:
         raise Inexpressible("a constant that has other than one number per channel or feature")
+    step: Function | None = None
+    if constant.size and (constant == constant.reshape(-1)[0]).all():
+        terms = [_identity, _always(constant)]
+        step = _operation(node.operator, terms[position], terms[1 - position])
     with np.errstate(divide="ignore"):
         if node.operator in ("Add", "Sum"):
-            return _affine(node, view, shift=constant)
+            return _affine(node, view, step, shift=constant)
         if node.operator == "Mul":
-            return _affine(node, view, scale=constant)
+            return _affine(node, view, step, scale=constant)
         if node.operator == "Sub":
-            return _affine(node, view, mean=constant) if position == 0 else _affine(
-                node, view, scale=np.array(-1.0), shift=constant
+            return _affine(node, view, step, mean=constant) if position == 0 else _affine(
+                node, view, step, scale=np.array(-1.0), shift=constant
             )  # fmt: skip
         if position == 0:
-            return _affine(node, view, scale=1 / constant)
-    if constant.size != 1:
+            return _affine(node, view, step, scale=1 / constant)
+    if step is None:
         raise Inexpressible("a constant divided by something that comes from the image")
-    over = float(constant.reshape(()))
-    return view.like(_composed("Div", view.tensor, lambda x: over / x))
+    return view.like(_composed("Div", view.tensor, step))
 
 
 def _of_two(node: Node, a: View, b: View) -> View:
     """Two tensors of the image: a function of one of them, or where branches meet."""
-    common = _common([a.tensor, b.tensor])
+    common = _common([a, b])
     if common is not None:
         base, (f, g) = common
         whole = Pointwise(base, _operation(node.operator, f.function, g.function), 1 + f.cost + g.cost)
@@ -256,97 +260,100 @@ def _of_two(node: Node, a: View, b: View) -> View:
     return x.like(Tensor((x.tensor, y.tensor), x.shape, join))
 
 
-def _common(tensors: Sequence[Tensor]) -> tuple[Tensor, list[Pointwise]] | None:
+def _common(views: Sequence[View]) -> tuple[Tensor, list[Pointwise]] | None:
     """The nearest tensor of which all of these are functions, number by number, and the functions."""
-    lineages = {key: _lineage(tensor) for key, tensor in {id(t): t for t in tensors}.items()}
-    chains = [lineages[id(tensor)] for tensor in tensors]
-    for first in chains[0]:
-        others = [next((p for p in chain if p.base is first.base), None) for chain in chains[1:]]
+    first = views[0]
+    if any(view.channels_last != first.channels_last or view.order is not first.order for view in views):
+        return None
+    lineages = {id(view.tensor): list(_lineage(Pointwise(view.tensor, _identity, 0))) for view in views}
+    chains = [lineages[id(view.tensor)] for view in views]
+    for nearest in chains[0]:
+        others = [next((p for p in chain if p.base is nearest.base), None) for chain in chains[1:]]
         found = [other for other in others if other is not None]
         if len(found) == len(others):
-            return first.base, [first, *found]
+            return nearest.base, [nearest, *found]
     return None
 
 
-def _lineage(tensor: Tensor) -> list[Pointwise]:
-    """The tensors of which this one is a function, number by number, nearest first: itself, ..."""
-    found = [Pointwise(tensor, lambda x: x, 0)]
-    while (before := found[-1].base.pointwise) is not None:
-        whole = found[-1]
-        cost = whole.cost + before.cost
-        if cost > MOST_STEPS:
-            break
-        found.append(Pointwise(before.base, _after(whole.function, before.function), cost))
-    return found
+def _lineage(whole: Pointwise) -> Iterator[Pointwise]:
+    """The same as a function of every tensor it is one of, nearest first, in at most MOST_STEPS steps."""
+    while True:
+        yield whole
+        before = whole.base.pointwise
+        if before is None or whole.cost + before.cost > MOST_STEPS:
+            return
+        whole = _after(whole, before)
 
 
-def _after(f: Function, g: Function) -> Function:
-    return lambda x: f(g(x))
+def _after(whole: Pointwise, before: Pointwise) -> Pointwise:
+    f, g = whole.function, before.function
+    return Pointwise(before.base, lambda x: f(g(x)), whole.cost + before.cost)
 
 
-def _operation(operator: str, f: Function, g: Function) -> Function:
-    apply_to = {"Add": np.add, "Sum": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}
-    return lambda x: apply_to[operator](f(x), g(x))
+def _identity(x: Curve) -> Curve:
+    return x
+
+
+def _operation(name: str, f: Function, g: Function) -> Function:
+    apply_to: dict[str, Callable[[Curve, Curve], Curve]] = {
+        "Add": operator.add,
+        "Sum": operator.add,
+        "Sub": operator.sub,
+        "Mul": operator.mul,
+        "Div": operator.truediv,
+    }
+    return lambda x: apply_to[name](f(x), g(x))
 
 
 def _composed(what: str, x: Tensor, function: Function) -> Tensor:
-    """A function of every number of x. Where x itself is only a step to something, it is taken along."""
-    whole = Pointwise(x, function)
-    while whole.base.layer is None and (before := whole.base.pointwise) is not None:
-        whole = Pointwise(before.base, _after(whole.function, before.function), whole.cost + before.cost)
-    return _found(whole, f"{what}: a function of one number that is no layer")
+    """A function of every number of x."""
+    return _found(Pointwise(x, function), f"{what}: a function of one number that is no layer")
 
 
 def _found(whole: Pointwise, problem: str) -> Tensor:
-    """The layer that computes a function, recognised by its values; without one a step to something."""
-    if whole.cost > MOST_STEPS:
+    """The layer that is a function of the nearest tensor for which there is one; else a step to something.
+
+    A step is a function of the nearest tensor that a layer gives.
+    """
+    step = whole
+    while (before := step.base.pointwise) is not None and step.base.layer is None:
+        step = _after(step, before)
+    if step.cost > MOST_STEPS:
         raise Inexpressible(f"a function of one number made of more than {MOST_STEPS} steps")
-    base, layer = whole.base, recognised(whole.function)
-    if layer is None:
-        return Tensor((base,), base.shape, problem=problem, pointwise=whole)
-    result = made(layer, base)
-    result.pointwise = whole
-    return result
-
-
-def recognised(function: Function) -> Layer | None:
-    """The layer without weights that gives the same as a function of one number on GRID, if there is one."""
-    with np.errstate(all="ignore"):
-        values = function(GRID)
-        if values.dtype == bool:  # a comparison is no layer, but may choose between two
-            return None
-        slope, alpha = float(-function(np.array([-1.0]))[0]), float(-function(np.array([-300.0]))[0])
-    candidates: list[Layer] = [ReLU(), ReLU6(), Sigmoid(), Tanh(), SiLU(), GELU(), GELU("tanh")]
-    candidates += [HardSigmoid(), HardSwish()]
-    for kind, argument in ((LeakyReLU, slope), (ELU, alpha)):
+    for candidate in _lineage(step):
         try:
-            candidates.append(kind(number(argument)))
-        except (InvalidSpec, ValueError, OverflowError):
+            layer = functions.recognised(candidate.function(functions.IDENTITY))
+        except functions.Undecided:
             continue
-    for layer in candidates:
-        with np.errstate(all="ignore"):
-            expected = apply(layer, GRID, {})
-        if (
-            values.shape == expected.shape
-            and (np.abs(values - expected) <= SAME * (1 + np.abs(expected))).all()
-        ):
-            return layer
-    return None
+        if layer is not None:
+            result = made(layer, candidate.base)
+            result.pointwise = candidate
+            return result
+    return Tensor((step.base,), step.base.shape, problem=problem, pointwise=step)
 
 
 def _affine(
     node: Node,
     view: View,
+    step: Function | None,
     mean: Array | None = None,
     scale: Array | None = None,
     shift: Array | None = None,
 ) -> View:
-    """(x - mean) * scale + shift, taken together with what stands before it."""
+    """(x - mean) * scale + shift, taken together with what stands before it.
+
+    step: the same as a function of one number; None where channels have constants of their own.
+    """
     x = view.tensor
+    if step is not None and x.layer is None and x.pointwise is not None:
+        return view.like(_composed(node.operator, x, step))  # x is itself a step to something, as a rule
+    pointwise = None if step is None else Pointwise(x, step)
     if shift is not None and scale is None and isinstance(x.layer, (Conv2d, Dense)) and not x.layer.bias:
-        bias = np.broadcast_to(shift, (x.shape[0],))
         layer = replace(x.layer, bias=True)
-        return view.like(made(layer, x.inputs[0], **x.arrays, bias=bias))
+        bias = np.broadcast_to(shift, (x.shape[0],))
+        result = made(layer, x.inputs[0], **x.arrays, bias=bias)
+        result.pointwise = pointwise
+        return view.like(result)
     zero, one = np.array(0.0), np.array(1.0)
     before = x.affine or Affine(x, zero, one, zero)
     if mean is not None:
@@ -360,17 +367,9 @@ def _affine(
         now = _moved(before, shift)
     if not all(np.isfinite(part).all() for part in (now.mean, now.scale, now.shift)):
         raise Inexpressible("a constant that is not finite")
-    parts = (now.mean, now.scale, now.shift)
-    function: Function | None = None
-    if all(part.ndim == 0 for part in parts):
-        m, s, t = map(float, parts)
-        function = lambda values: (values - m) * s + t  # noqa: E731
-    if function is not None and now.base.layer is None and now.base.pointwise is not None:
-        return view.like(_composed(node.operator, now.base, function))  # a step to something, as a rule
     result = _affine_layer(now)
     result.affine = now
-    if function is not None:
-        result.pointwise = Pointwise(now.base, function)
+    result.pointwise = pointwise
     return view.like(result)
 
 
@@ -385,11 +384,9 @@ def _affine_layer(affine: Affine) -> Tensor:
     """Normalize where that says it; a batch normalisation with a variance of 1 otherwise."""
     base = affine.base
     channels = base.shape[0]
-    with np.errstate(over="ignore"):  # an infinity is refused by the layer
-        mean, scale, shift = (
-            np.broadcast_to(part, (channels,)).astype(np.float32)
-            for part in (affine.mean, affine.scale, affine.shift)
-        )
+    mean, scale, shift = (
+        np.broadcast_to(rounded(part), (channels,)) for part in (affine.mean, affine.scale, affine.shift)
+    )
     if len(base.shape) == 3 and not shift.any():
         return made(construct(Normalize, tuple(map(float, mean)), tuple(map(float, scale))), base)
     ones = np.ones(channels)

@@ -1,7 +1,8 @@
 """Holding what was brought in to what it came from, and keeping it only if all agree.
 
 The original is the judge here: a framework's own module in float64, or a foreign ONNX file in onnxruntime.
-Every witness (the reference, each backend, the zoo's own ONNX export) gets the same weights and images.
+Every witness (the reference, each backend, the zoo's own ONNX export) gets the same weights and images, in
+groups (`images.py`) with a limit each.
 An output of probabilities is compared as centred logarithms too: where a thousand classes share the
 probability, an absolute limit sees nothing.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -22,26 +23,27 @@ import numpy as np
 import backends
 import zoo
 from backends.client import Workers
-from backends.reference import ReferenceNetwork
+from backends.reference import ReferenceNetwork, apply
 from export import artifacts, card
 from export.crosscheck import DIRECT, JUDGE, Comparison, compare, outer_limit
 from export.crosscheck.comparison import worst_of
 from export.crosscheck.inputs import probes
 from export.graph import serialize, to_layers_onnx, to_onnx
+from export.imports import images as judged
 from export.imports import originals, reading
 from export.imports.reading import Unsupported
 from export.session import CHUNK, Session
 from export.vectors import ABSOLUTE, RELATIVE
 from zoo import machine, runs
 from zoo.errors import CheckFailed
-from zoo.layers import Shape
-from zoo.model import Model
+from zoo.layers import GlobalAvgPool2d, Shape
+from zoo.model import IMAGE, Model
 from zoo.weights import Weights, digest, to_bytes
 
 OWN, CEILING = 8.0, 0.01  # see `allowed`
+AT_A_TIME = 16  # images, of a file that takes any number
 SMALLEST = 1e-25  # of probabilities whose logarithms are compared
 MOST_PIXELS = 2**26  # of the images that a file takes at a time
-PROBES = 4  # images that a file is asked about
 # In float64 the same formulas in another order differ by a few units of 2^-53 per layer: the deepest
 # classic measures 1e-14 relative to its largest output.
 FLOAT64 = 1e-12
@@ -57,6 +59,7 @@ class Check:
     shape: tuple[int, ...]
     images: int
     comparison: Comparison
+    group: str = ""  # of the images on which it is furthest off
 
     def to_dict(self) -> dict[str, Any]:
         """The check as JSON data."""
@@ -65,8 +68,62 @@ class Check:
             "dtype": self.dtype,
             "input_shape": list(self.shape),
             "images": self.images,
+            "furthest_on": self.group,
             **self.comparison.to_dict(),
         }
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the original gives for a group of images, and how far float32 may be from it.
+
+    images: float32 (N, C, H, W). expected: float64 (N, *output shape). own: the original's float32 outputs
+    for them, and for others that differ by rounding alone. probabilities: whether that is what outputs are.
+    """
+
+    group: str
+    images: np.ndarray
+    expected: np.ndarray
+    own: Sequence[np.ndarray]
+    probabilities: bool = False
+
+    @cached_property
+    def limit(self) -> float:
+        """What a float32 output may differ."""
+        plain = allowed(self.expected, *self.own)
+        if not self.probabilities:
+            return plain
+        # A logit that is off by d moves a probability p by p d.
+        return max(plain, float(self.expected.max(initial=0)) * self.logit_limit)
+
+    @cached_property
+    def logit_limit(self) -> float:
+        """The same for the logarithms of probabilities."""
+        logits = [self.logits(x) for x in (self.expected, *self.own)]
+        return max(outer_limit(logits[0]), allowed(*logits))
+
+    @property
+    def decidable(self) -> bool:
+        """Whether the original's rounding is so far below its outputs that they tell something."""
+        kinds = [[self.expected, *self.own]]
+        if self.probabilities:
+            kinds.append([self.logits(x) for x in kinds[0]])
+        return all(
+            OWN * _apart(own, expected) <= CEILING * float(np.abs(expected).max(initial=0))
+            for expected, *others in kinds
+            for own in others
+        )
+
+    def logits(self, outputs: np.ndarray) -> np.ndarray:
+        return _centred_logarithms(outputs, self.expected)
+
+    def against(self, found: np.ndarray) -> Comparison:
+        """A witness's float32 outputs beside these."""
+        plain = compare(found, self.expected, self.limit)
+        if not self.probabilities or plain.problem:
+            return plain
+        logits = compare(self.logits(found), self.logits(self.expected), self.logit_limit, "float64")
+        return worst_of([plain, logits])
 
 
 @dataclass(frozen=True)
@@ -84,19 +141,24 @@ class Candidate:
         """The zoo's own ONNX file of it."""
         return serialize(to_onnx(self.model, self.weights))
 
-    def float32(self, images: np.ndarray, expected: np.ndarray, limit: float) -> list[Check]:
-        """Every witness in float32 on images (N, C, H, W) against the original's outputs for them.
+    def float32(self, answers: Sequence[Answers]) -> list[Check]:
+        """Every witness in float32 on every group's images against the original's outputs for them.
 
         The reference computes in float64 and is rounded to float32 at the end.
         """
+        images = np.concatenate([group.images for group in answers])
         outputs = ReferenceNetwork(self.model, self.weights).predict(images)
-        checks = [self.check(JUDGE, outputs.astype(np.float32), expected, limit)]
-        checks.append(self.check(DIRECT, Session(self.onnx).predict(images), expected, limit))
+        checks = [self.check(JUDGE, outputs.astype(np.float32), answers)]
+        checks.append(self.check(DIRECT, Session(self.onnx).predict(images), answers))
         for name in self.backends:
             with self.workers.use(name) as worker:
                 outputs = worker.build(self.model, self.weights).predict(images)
-            checks.append(self.check(name, outputs, expected, limit))
+            checks.append(self.check(name, outputs, answers))
         return checks
+
+    def itself(self, name: str, answers: Sequence[Answers]) -> Check:
+        """The original's own float32 outputs under the same limits."""
+        return self.check(name, np.concatenate([group.own[0] for group in answers]), answers)
 
     def float64(self, model: Model, images: np.ndarray, expected: np.ndarray) -> list[Check]:
         """The reference and every backend in float64 against the original in float64.
@@ -115,35 +177,96 @@ class Candidate:
             self.say(f"{witness}, float64, {model.input_shape[1]} x {model.input_shape[2]}: {comparison}")
         return checks
 
-    def check(self, witness: str, outputs: np.ndarray, expected: np.ndarray, limit: float) -> Check:
-        """One witness's float32 outputs against the original's, told to the user."""
-        comparison = against(self.model, outputs, expected, limit)
-        self.say(f"{witness}: {comparison}")
-        return Check(witness, "float32", self.model.input_shape, len(outputs), comparison)
+    def check(self, witness: str, outputs: np.ndarray, answers: Sequence[Answers]) -> Check:
+        """One witness's float32 outputs for all groups against the original's, told to the user."""
+        parts = _parts(outputs, [len(group.images) for group in answers])
+        comparisons = [group.against(part) for group, part in zip(answers, parts, strict=True)]
+        worst = worst_of(comparisons)
+        group = answers[comparisons.index(worst)].group
+        self.say(f"{witness}: {worst} ({group})")
+        return Check(witness, "float32", self.model.input_shape, len(outputs), worst, group)
 
 
-def allowed(expected: np.ndarray, own: np.ndarray | None = None) -> float:
+def allowed(expected: np.ndarray, *own: np.ndarray) -> float:
     """What a float32 output may differ from the original's.
 
     The outer limit; where the largest output is below 1 the same share of it, 3e-5 max|expected|. own: the
-    original's outputs once more, in float32, or of a file with optimisations. A network whose rounding they
-    show to be larger is allowed OWN times as much as they differ, for nobody can compute it more exactly, but
-    no more than CEILING max|expected|: beyond that nothing could be told, and `own` itself is refused.
+    original's outputs that differ by rounding alone. A network whose rounding they show to be larger is
+    allowed OWN times as much as they differ, for nobody can compute it more exactly, but no more than
+    CEILING max|expected|: beyond that nothing could be told, and `own` itself is refused.
     """
     largest = float(np.abs(expected).max(initial=0))
     limit = min(outer_limit(expected), (ABSOLUTE + RELATIVE) * largest) or ABSOLUTE
-    if own is None or not np.isfinite(own).all():
-        return limit
-    return max(limit, min(OWN * float(np.abs(own - expected).max(initial=0)), CEILING * largest))
+    noise = max((_apart(x, expected) for x in own if np.isfinite(x).all()), default=0.0)
+    return max(limit, min(OWN * noise, CEILING * largest))
 
 
-def against(model: Model, found: np.ndarray, expected: np.ndarray, limit: float) -> Comparison:
-    """Float32 outputs against the original's; probabilities as logits, too, under the outer limit."""
-    plain = compare(found, expected, limit)
-    if model.output != "probabilities" or plain.problem:
-        return plain
-    logits = [_centred_logarithms(x, expected) for x in (found, expected)]
-    return worst_of([plain, compare(logits[0], logits[1], outer_limit(logits[1]), "float64")])
+def _apart(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).max(initial=0))
+
+
+def _parts(rows: np.ndarray, counts: Sequence[int]) -> list[np.ndarray]:
+    return np.split(rows, np.cumsum(counts)[:-1])
+
+
+def answered(
+    model: Model, groups: Sequence[judged.Group], expected: np.ndarray, own: Sequence[np.ndarray], say: Say
+) -> list[Answers]:
+    """An original's outputs by group: of the groups on which they tell something.
+
+    What is left out is said. Raises CheckFailed if that is more than half of the groups.
+    """
+    counts = [len(group.images) for group in groups]
+    split = [_parts(outputs, counts) for outputs in (expected, *own)]
+    found = []
+    problem = ""
+    for i, group in enumerate(groups):
+        outputs, *others = (part[i] for part in split)
+        if not all(np.isfinite(x).all() for x in (outputs, *others)):
+            problem = " gives numbers that are not finite"
+        else:
+            answers = Answers(group.name, group.images, outputs, others, model.output == "probabilities")
+            if answers.decidable:
+                found.append(answers)
+                continue
+            problem = f"'s rounding may be more than {CEILING:.0%} of its outputs"
+        say(f"not compared on {group.name}: the original{problem}")
+    if 2 * len(found) < len(groups):
+        where = f"{len(groups) - len(found)} of {len(groups)} groups of images"
+        raise CheckFailed(f"on {where} the original{problem}", model.name, "nothing was kept")
+    return found
+
+
+class _RunningSums(ReferenceNetwork):
+    """The reference with every global mean summed in float32, one number after the other.
+
+    Some runtimes do so. Where an image is constant all terms are equal and the sum's roundings go one way:
+    over 112 x 112 terms that is 50 units in the last place, and a deep network with gates makes more of it.
+    """
+
+    def run(self, images: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        tensors = {IMAGE: images.astype(np.float64)}
+        for node, weights in self.nodes:
+            taken = node.take(tensors)
+            if isinstance(node.layer, GlobalAvgPool2d):
+                assert isinstance(taken, np.ndarray)
+                terms = taken.astype(np.float32).reshape(*taken.shape[:2], -1)
+                mean = np.cumsum(terms, axis=2, dtype=np.float32)[..., -1:] / np.float32(terms.shape[2])
+                tensors[node.path] = mean[..., np.newaxis].astype(np.float64)
+            else:
+                tensors[node.path] = apply(node.layer, taken, weights)
+            yield node.path, tensors[node.path]
+
+
+def _summed(network: ReferenceNetwork, images: np.ndarray, expected: np.ndarray) -> list[np.ndarray]:
+    """What an original may give that sums its global means in turn; none if the network has none."""
+    if not any(isinstance(node.layer, GlobalAvgPool2d) for node, _ in network.nodes):
+        return []
+    model = network.model
+    true, careless = (x.predict(images) for x in (network, _RunningSums(model, network.weights())))
+    if model.output == "probabilities":
+        return [expected * (careless / np.maximum(true, SMALLEST))]
+    return [expected + (careless - true)]
 
 
 def _centred_logarithms(probabilities: np.ndarray, expected: np.ndarray) -> np.ndarray:
@@ -219,16 +342,19 @@ def import_original(
         return _import_exported(wish, backend_names, out, workers, say)
     with workers.use(wish.backend) as worker:
         adopted = originals.adopt(wish, worker)
-        images = probes(adopted.model, 1)
+        network = ReferenceNetwork(adopted.model, adopted.weights)
+        groups = judged.groups(network)
+        images = np.concatenate([group.images for group in groups])
         expected = adopted.expected(images)
-        own = adopted.expected(images, "float32")
+        own = [adopted.expected(x, "float32") for x in (images, judged.perturbed(images))]
+        own += _summed(network, images, expected)
         small = wish.model(size=originals.SMALL)
         image = probes(small, 1)[:1]
         expected_small = adopted.expected(image)
     candidate = Candidate(adopted.model, adopted.weights, backend_names, workers, say)
-    limit = allowed(expected, own)
-    checks = [candidate.check(f"{wish.source} itself", own, expected, limit)]
-    checks += candidate.float32(images, expected, limit)
+    answers = answered(adopted.model, groups, expected, own, say)
+    checks = [candidate.itself(f"{wish.source} itself", answers)]
+    checks += candidate.float32(answers)
     checks += candidate.float64(small, image, expected_small)
     return keep(candidate, adopted.about, checks, out)
 
@@ -240,13 +366,17 @@ def _import_exported(
         original, about = originals.taken(wish, worker)
         content = original.export()
         found = reading.read(content, f"{wish.source}:{wish.name}", reading.free_name(wish.name))
-        images = (4 * probes(found.model, 1) - 2).astype(np.float32)  # as preprocessed ones are
-        expected, own = original.predict(images, "float64"), original.predict(images)
+        network = ReferenceNetwork(found.model, found.weights)
+        groups = judged.groups(network, preprocessed=True)
+        images = np.concatenate([group.images for group in groups])
+        expected = original.predict(images, "float64")
+        own = [original.predict(x) for x in (images, judged.perturbed(images))]
+        own += _summed(network, images, expected)
     about["read_from"] = "the framework's ONNX export"
     candidate = Candidate(found.model, found.weights, backend_names, workers, say)
-    limit = allowed(expected, own)
-    checks = [candidate.check(f"{wish.source} itself", own, expected, limit)]
-    return keep(candidate, about, checks + candidate.float32(images, expected, limit), out)
+    answers = answered(found.model, groups, expected, own, say)
+    checks = [candidate.itself(f"{wish.source} itself", answers), *candidate.float32(answers)]
+    return keep(candidate, about, checks, out)
 
 
 def import_onnx(
@@ -268,7 +398,14 @@ def import_onnx(
     found = reading.read(content, path, name, image, output)
     model, weights = found.model, found.weights
     say(f"{path}: {len(model.walk())} layers, {model.parameters:,} parameters")
-    images, expected, own = _answers(content, found, path)
+    _check_batch(found, path)
+    network = ReferenceNetwork(model, weights)
+    groups = judged.groups(network)
+    images = np.concatenate([group.images for group in groups])
+    plain, optimised = (Session(content, optimize, foreign=True) for optimize in (False, True))
+    expected = _outputs(plain, found, images, path).astype(np.float64)
+    own = [_outputs(optimised, found, images, path), _outputs(plain, found, judged.perturbed(images), path)]
+    answers = answered(model, groups, expected, own + _summed(network, images, expected), say)
     about = {
         "source": path.name,
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -277,40 +414,38 @@ def import_onnx(
         "paths": found.paths,
     }
     candidate = Candidate(model, weights, backend_names, workers, say)
-    limit = allowed(expected, own)
-    checks = [candidate.check("the file, optimised", own, expected, limit)]
-    return keep(candidate, about, checks + candidate.float32(images, expected, limit), out)
+    checks = [candidate.itself("the file, optimised", answers), *candidate.float32(answers)]
+    return keep(candidate, about, checks, out)
 
 
-def _answers(content: bytes, found: reading.Read, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images (N, C, H, W), and what a file gives for them, (N, *output shape): as it is written (the float32
-    numbers as float64), and with onnxruntime's optimisations.
+def _most(model: Model) -> int:
+    """The images that a file is given at a time, at most."""
+    return min(CHUNK, max(1, MOST_PIXELS // prod(model.input_shape)))
 
-    The two differ by rounding alone, so they show how much of it the file has. A file that takes a fixed
-    number of images gets as many at a time.
-    """
-    model, given = found.model, found.input
-    if not given.batched:
+
+def _check_batch(found: reading.Read, path: Path) -> None:
+    """Raise Unsupported for a file that takes no batch, or too large a one."""
+    if not found.input.batched:
         raise Unsupported("its input has no batch axis", path, "", ("no batch axis",))
-    most = min(CHUNK, max(1, MOST_PIXELS // prod(model.input_shape)))
-    size = given.batch or min(PROBES, most)
-    if size > most:
+    size, most = found.input.batch, _most(found.model)
+    if size is not None and size > most:
         what = f"it takes {size:,} images at a time, at most {most} are accepted"
         raise Unsupported(what, path, "export it with a symbolic batch", (what,))
-    count = -(-PROBES // size) * size
-    images = np.resize(probes(model, -(-count // 2)), (count, *model.input_shape))
-    outputs = []
-    for optimize in (False, True):
-        session = Session(content, optimize, foreign=True)
-        parts = [
-            session.run({given.name: given.given(images[at : at + size])}, [found.output])[found.output]
-            for at in range(0, count, size)
-        ]
-        outputs.append(np.concatenate(parts))
-        if outputs[-1].size != count * prod(model.output_shape):
-            shape = outputs[-1].shape
-            raise CheckFailed(f"the file gives {shape}, the layers {model.output_shape} an image", path)
-        if not np.isfinite(outputs[-1]).all():
-            raise CheckFailed("the file gives numbers that are not finite for noise in [0, 1]", path)
-    plain, optimised = (output.reshape(count, *model.output_shape) for output in outputs)
-    return images, plain.astype(np.float64), optimised
+
+
+def _outputs(session: Session, found: reading.Read, images: np.ndarray, path: Path) -> np.ndarray:
+    """What a file gives for images (N, C, H, W), float32 (N, *output shape).
+
+    A file that takes a fixed number of images gets as many at a time, some of them twice.
+    """
+    given, shape = found.input, found.model.output_shape
+    size = given.batch or min(AT_A_TIME, _most(found.model))
+    whole = np.resize(images, (-(-len(images) // size) * size, *images.shape[1:]))
+    parts = [
+        session.run({given.name: given.given(whole[at : at + size])}, [found.output])[found.output]
+        for at in range(0, len(whole), size)
+    ]
+    outputs = np.concatenate(parts)
+    if outputs.size != len(whole) * prod(shape):
+        raise CheckFailed(f"the file gives {outputs.shape}, the layers {shape} an image", path)
+    return outputs.reshape(len(whole), *shape)[: len(images)]

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from decimal import Decimal
 from math import prod
 
 import numpy as np
 
 from export.graph import shares
+from export.imports.functions import SAME
 from export.imports.nodes import Node, construct, made, rule
-from export.imports.tensors import Array, Inexpressible, Join, Tensor, View, number
+from export.imports.tensors import Array, Inexpressible, Join, Tensor, View, number, rounded
 from zoo.fields import Sides
 from zoo.layers import (
     AdaptiveAvgPool2d,
@@ -72,14 +74,12 @@ def conv(node: Node) -> View:
 def gemm(node: Node) -> View:
     if node.attribute("transA", 0):
         raise Inexpressible("its first input is transposed: the batch becomes the features")
-    weight, alpha = node.required(1, "weight"), node.attribute("alpha", 1.0)
-    if alpha != 1:
-        weight = weight * np.float32(alpha)
+    weight = rounded(node.required(1, "weight") * np.float64(node.attribute("alpha", 1.0)))
     if not node.attribute("transB", 0):
         weight = weight.T
     bias = node.constant(2, "bias")
     if bias is not None:
-        bias = bias * np.float32(node.attribute("beta", 1.0))
+        bias = rounded(bias * np.float64(node.attribute("beta", 1.0)))
         if bias.ndim == 2 and len(bias) > 1:
             if (bias != bias[:1]).any():
                 raise Inexpressible("its bias has a row for each of the batch")
@@ -136,7 +136,7 @@ def _rows(matrix: Array, view: View) -> View:
 
 
 def _alike(a: Array, b: Array) -> bool:
-    return a.shape == b.shape and bool(np.allclose(a, b, rtol=1e-6, atol=0))
+    return a.shape == b.shape and bool(np.allclose(a, b, rtol=float(SAME), atol=0))
 
 
 @rule("Softmax")
@@ -160,7 +160,7 @@ def batch_normalization(node: Node) -> View:
         raise Inexpressible("batch normalisation of features in channels-last order")
     names = ("weight", "bias", "running_mean", "running_var")
     arrays = {name: node.required(i, name) for i, name in enumerate(names, start=1)}
-    momentum = round(1 - number(node.attribute("momentum", 0.9)), 7)
+    momentum = float(1 - Decimal(str(np.float32(node.attribute("momentum", 0.9)))))
     layer = construct(
         BatchNorm,
         number(node.attribute("epsilon", 1e-5)),
@@ -300,7 +300,7 @@ def pad(node: Node) -> View:
     pads = node.integers("pads", 1) or []
     value = node.attribute("value")
     filling = node.constant(2, "value")
-    number_ = float(value if value is not None else 0 if filling is None else filling.reshape(-1)[0])
+    number_ = float(value if value is not None else 0 if filling is None else filling.item())
     rank = len(view.dims) + node.batched
     if not view.is_image or rank != 4 or node.constant(3, "axes") is not None or len(pads) != 2 * rank:
         raise Inexpressible("a padding of something that is no image (N, C, H, W)")

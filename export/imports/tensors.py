@@ -7,7 +7,6 @@ layout is a property of the view, never of the layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from math import prod
@@ -15,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from export.imports.functions import SAME, Function
 from zoo.fields import Sides
 from zoo.layers import Layer, Shape
 
 Array = np.ndarray
 MOST_CHANNELS, MOST_FEATURES = 2**20, 2**24
-MOST_STEPS = 64  # of one function: GELU takes 8; each square of a square doubles them
-Function = Callable[[Array], Array]
+MOST_STEPS = 64  # of one function: GELU takes 12; each square of a square doubles them
 
 
 class Inexpressible(Exception):
@@ -153,3 +152,13 @@ def per_channel(view: View, constant: Array, batched: bool) -> Array | None:
 def number(value: Any) -> float:
     """An attribute of ONNX, float32, as the shortest decimal that is meant: 1e-05, not 9.99999974e-06."""
     return float(str(np.float32(value)))
+
+
+def rounded(array: Array) -> Array:
+    """Numbers in float32, to which they are rounded; raises Inexpressible where that loses digits of them."""
+    with np.errstate(over="ignore", under="ignore"):
+        found = np.asarray(array).astype(np.float32)
+        lost = np.abs(found.astype(np.float64) - array) > float(SAME) * np.abs(array)
+    if lost.any():
+        raise Inexpressible("a constant beyond float32, made of several")
+    return found
