@@ -47,7 +47,7 @@ ROUNDING = 32 * 2.0**-24  # of float32, relative; beyond it is more than the rou
 # torch, and 7 of 10 of Keras, parted from the unmoved one, by 0.003 to 0.011 in the loss; the others kept
 # within 1e-6 of it.
 MOVES = 4
-FAR = 10  # times the noise floor: the sizes of two partings by chance differ by less
+NEAR = 10  # the sizes of two partings by chance differ by less
 
 EXPECTED_DEVIATION = {"none": 0.2, "equal": 0.35, "own": 0.8}
 """Of a paired difference of accuracies, in points, by the masks of dropout; the number of seeds follows.
@@ -334,12 +334,11 @@ class Parity:
     def cause(self) -> str:
         """A sentence: whether rounding alone parts as far as the two backends do in float32."""
         found, noise, backend = self.float32.loss.largest, self.floor.loss.largest, self.floor.sides[0]
-        apart = [course for course in self.floors if course.loss_parts]
-        explained = not self.float32.loss_parts or found <= FAR * noise
-        explains = "explains" if explained else "does not explain"
+        near = sum(course.loss.largest * NEAR >= found for course in self.floors)
+        explains = "explains" if near or not self.float32.loss_parts else "does not explain"
         return (
-            f"{backend}'s losses differ from its own by up to {noise:.1e} and part in {len(apart)} of\n"
-            f"{len(self.floors)} trainings; rounding alone {explains} the {found:.1e}"
+            f"the losses differ by {found:.1e}; {backend}'s from its own by up to {noise:.1e}, in {near} of\n"
+            f"{len(self.floors)} trainings by a tenth of the former or more: rounding alone {explains} it"
         )
 
     @property
@@ -563,8 +562,8 @@ def _start(worker: Worker, model: Model, initial: weights.Weights, dtype: str) -
 def moved(initial: weights.Weights, seed: int) -> weights.Weights:
     """The weights, every one moved to the next float32 above or below it, by chance.
 
-    That is less than what a training's own rounding does: a step of Adam moves a weight by 0.3 of this
-    (root mean square), up to 15.
+    A training's own rounding does more: that of one step of Adam moves a weight by 0.3 of this (root mean
+    square), and by up to 15.
     """
     return {
         name: np.nextafter(
