@@ -107,18 +107,20 @@ class Seeded:
 class Case:
     """A model, weights and images on which everything that computes the model has to agree.
 
-    seed: of the images. native: whether the frameworks' own exports, which take seconds, belong to it.
+    seed: of the images, where none are given. native: whether the frameworks' own exports, which take
+    seconds, belong to it. given: float32 (N, C, H, W).
     """
 
     model: Model
     weights: Weights = field(repr=False)
     seed: int = 0
     native: bool = False
+    given: np.ndarray | None = field(default=None, repr=False)
 
     @cached_property
     def images(self) -> np.ndarray:
-        """See `images`."""
-        return images(self.model, self.seed)
+        """Those that are given; otherwise see the function `images`."""
+        return images(self.model, self.seed) if self.given is None else self.given
 
 
 def random_case(choose: Chooser) -> Case:

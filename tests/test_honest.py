@@ -1,251 +1,138 @@
-"""Honest witnesses of models that are hard to judge: sums of equal terms, gates, fused layers.
-
-Each was accused under limits that took rounding errors for random ones, took a layer's limit from another
-input, or took what a file calls a layer for that layer. A fault of the same size is still found.
-"""
+"""The generators of honest cases: that they hold what they promise, and that a seed says it all."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
-import onnx
 import pytest
-from onnx import helper, numpy_helper
 
-import export
-import zoo
-from backends.client import Worker, Workers
+from backends.client import Workers
 from backends.reference import ReferenceNetwork, apply
-from export import crosscheck, reports
-from export.crosscheck import examine, judge, probes
-from export.graph import serialize, to_onnx
-from zoo.layers import (
-    AdaptiveAvgPool2d,
-    AvgPool2d,
-    BatchNorm,
-    Conv2d,
-    Dense,
-    Flatten,
-    GlobalAvgPool2d,
-    Layer,
-    Normalize,
-    ReLU,
-    Scale,
-    Sigmoid,
-)
-from zoo.model import Model
-from zoo.recipe import SGD, Recipe
-from zoo.weights import Weights
+from export.crosscheck import limits, probes
+from export.selftest import GENERATORS, sweep, trained
+from export.selftest.hard import DENORMAL, GATES, INTEGER, LARGEST, hard_case
+from export.specs import Case, Seeded
+from zoo import pretrained
+from zoo.layers import BatchNorm, Concat, Conv2d, GlobalAvgPool2d, Join, Normalize, Residual, Scale, Sigmoid
+from zoo.model import IMAGE
+from zoo.weights import check
 
-RECIPE = Recipe(SGD(0.1), batch_size=10, epochs=1)
-END = (Flatten(), Dense(3))
-Case = tuple[Model, Weights]
+HARD = [hard_case(Seeded(seed)) for seed in range(150)]
 
 
-def _model(side: int, *layers: Layer) -> Model:
-    return Model("m", (1, side, side), (*layers, *END), RECIPE, labels=("a", "b", "c"))
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_a_case_is_a_function_of_generator_and_seed(generator: str) -> None:
+    with Workers(threads=1) as workers:
+        first, again, other = (GENERATORS[generator](seed, workers) for seed in (5, 5, 6))
+    np.testing.assert_array_equal(first.images, again.images)
+    assert first.model == again.model
+    assert first.weights.keys() == again.weights.keys()
+    for name, array in first.weights.items():
+        np.testing.assert_array_equal(array, again.weights[name])
+    assert first.model != other.model or any(
+        not np.array_equal(array, other.weights[name]) for name, array in first.weights.items()
+    )
 
 
-def _dead(side: int, mean: Layer) -> Case:
-    """One channel is the same number everywhere, and then there is a mean of it."""
-    model = _model(side, Conv2d(2, 3, padding=1), mean)
-    weights = zoo.init_weights(model, 1)
-    weights["conv1.weight"][1], weights["conv1.bias"][1] = 0, 0.1
-    return model, weights
+def _some(holds: Callable[[Case], bool]) -> bool:
+    """Whether it is so in a few of the hard cases at least."""
+    return sum(map(holds, HARD)) >= 3
 
 
-def _equal_channels(channels: int) -> Case:
-    model = _model(8, Conv2d(channels, 1), ReLU(), Conv2d(4, 5))
-    weights = zoo.init_weights(model)
-    weights["conv1.weight"][:], weights["conv1.bias"][:] = 0, 0.1
-    weights["conv2.weight"][:] = weights["conv2.weight"][:, :1, :1, :1]
-    return model, weights
+def _any_weight(case: Case, holds: Callable[[np.ndarray], bool]) -> bool:
+    return any(holds(array) for array in case.weights.values() if array.ndim > 1)
 
 
-def _integers() -> Case:
-    model = _model(10, Conv2d(16, 5), ReLU(), Conv2d(8, 5))
-    return model, {name: np.round(7500 * w) for name, w in zoo.init_weights(model).items()}
+def test_hard_cases_hold_what_rounds_most() -> None:
+    for kind in (Residual, Concat, Scale, BatchNorm, GlobalAvgPool2d):
+        assert _some(lambda case, kind=kind: any(isinstance(n.layer, kind) for n in case.model.walk()))  # type: ignore[misc]
+    assert _some(lambda case: 18.5 in _means(case))
+    assert _some(lambda case: len(case.model.walk()) > 30)
+    assert _some(lambda case: sum(isinstance(n.layer, Join) for n in case.model.walk()) > 1)
+    assert _some(lambda case: _any_weight(case, lambda w: not w[0].any()))
+    assert _some(lambda case: _any_weight(case, lambda w: w.shape[1] >= 12 and np.unique(w).size == 1))
+    assert _some(lambda case: _any_weight(case, lambda w: 0 < np.abs(w).max() < 10 * DENORMAL))
+    assert _some(lambda case: _any_weight(case, lambda w: np.abs(w).max() == INTEGER))
+    assert _some(
+        lambda case: any(w.max() < 1e-9 for name, w in case.weights.items() if "running_var" in name)
+    )
+    for bias in (-17, -18, 17, 18):
+        assert bias in GATES
+        assert _some(lambda case, bias=bias: bias in _gate_biases(case))  # type: ignore[misc]
+    constant = [case for case in HARD if case.model.input_shape[1] == 56]
+    assert len(constant) >= 3
 
 
-def _gates(bias: float) -> Case:
-    """Squeeze and excite with gates that are nearly shut: what onnxruntime's sigmoid gives there is rough."""
-    gate = Scale((GlobalAvgPool2d(), Conv2d(4, 1), ReLU(), Conv2d(6, 1), Sigmoid()))
-    model = _model(10, Conv2d(6, 3), ReLU(), gate, Conv2d(6, 3), ReLU(), gate)
-    weights = zoo.init_weights(model)
-    for name in weights:
-        if name.endswith("branch.conv2.bias"):
-            weights[name][:] = bias
-    return model, weights
+def _means(case: Case) -> list[float]:
+    return [n.layer.mean[0] for n in case.model.walk() if isinstance(n.layer, Normalize)]
 
 
-def _shifted_gate() -> Case:
-    model = _model(8, Normalize((18.5,), (1.0,)), Scale((Sigmoid(),)))
-    return model, zoo.init_weights(model)
+def _gate_biases(case: Case) -> list[float]:
+    before = [n.inputs[0] for n in case.model.walk() if isinstance(n.layer, Sigmoid)]
+    names = [f"{path}.bias" for path in before]
+    return [float(case.weights[name][0]) for name in names if name in case.weights]
 
 
-HARD = {
-    "a dead channel and a global mean, 14": lambda: _dead(14, GlobalAvgPool2d()),
-    "a dead channel and a global mean, 56": lambda: _dead(56, GlobalAvgPool2d()),
-    "a dead channel and a mean pool of 28": lambda: _dead(28, AvgPool2d(28)),
-    "a dead channel and an adaptive mean": lambda: _dead(56, AdaptiveAvgPool2d(2)),
-    "12 equal channels": lambda: _equal_channels(12),
-    "64 equal channels": lambda: _equal_channels(64),
-    "integers": _integers,
-    "gates of -17": lambda: _gates(-17),
-    "gates of -18": lambda: _gates(-18),
-    "a normalisation of 18.5 before a gate": _shifted_gate,
-}
+def test_hard_cases_are_what_float32_can_hold() -> None:
+    for seed, case in enumerate(HARD):
+        check(case.model, case.weights)
+        assert case.images.dtype == np.float32
+        assert case.images.shape[1:] == case.model.input_shape
+        images = np.concatenate([case.images, probes(case.model, 8)])
+        tensors = {IMAGE: images.astype(np.float64)}
+        for node, weights in ReferenceNetwork(case.model, case.weights).nodes:
+            tensors[node.path] = apply(node.layer, node.take(tensors), weights)
+            largest = np.abs(tensors[node.path]).max()
+            assert largest < (4 * LARGEST) ** 3, f"seed {seed}: {node.path}"
 
 
-@pytest.mark.parametrize("case", HARD)
-def test_onnxruntime_is_not_accused(case: str) -> None:
-    report = export.verify(*HARD[case](), backends=[])
-    assert report.passed, reports.terminal_lines(report.to_dict())
+def test_trained_cases_are_of_the_package_with_real_digits() -> None:
+    with Workers(threads=1) as workers:
+        cases = [trained.trained_case(seed, workers) for seed in range(24) if seed % trained.IMPORTED != 3]
+    assert {case.model.name for case in cases} > {"beginning"}
+    assert {case.model.name for case in cases} - {"beginning"} <= set(pretrained.names())
+    for case in cases:
+        check(case.model, case.weights)
+        assert case.images.shape == (trained.IMAGES, *case.model.input_shape)
+        assert 0 <= case.images.min() < case.images.max() <= 1
 
 
-@pytest.mark.parametrize(
-    "case", ["a dead channel and a global mean, 56", "64 equal channels", "gates of -18"]
-)
-def test_a_framework_is_not_accused(case: str, framework: str, worker: Worker) -> None:
-    workers = Workers()
-    workers._running[framework] = worker  # which other tests share, so it is not closed here
-    report = export.verify(*HARD[case](), backends=[framework], workers=workers)
-    assert report.passed, reports.terminal_lines(report.to_dict())
+def test_without_their_framework_classics_are_models_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trained, "_installed", lambda source: False)
+    with Workers(threads=1) as workers:
+        case = trained.trained_case(trained.IMPORTED - 1, workers)
+    assert case.images.shape[1:] == (1, 28, 28)
 
 
-class _Slow:
-    """A witness that adds the terms of a mean one after another, in float32. wrong: and what else it adds."""
-
-    def __init__(self, model: Model, weights: Weights, wrong: float = 0.0) -> None:
-        self.network, self.wrong = ReferenceNetwork(model, weights), wrong
-
-    def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        found = {"image": images}
-        for node, weights in self.network.nodes:
-            x = found[node.inputs[0] or "image"]
-            if isinstance(node.layer, GlobalAvgPool2d):
-                found[node.path] = self._mean(x)
-            else:
-                found[node.path] = apply(node.layer, x.astype(np.float64), weights).astype(np.float32)
-        del found["image"]
-        return found
-
-    def _mean(self, x: np.ndarray) -> np.ndarray:
-        total = np.zeros(x.shape[:2], np.float32)
-        for i, j in np.ndindex(x.shape[2:]):
-            total = total + x[:, :, i, j]
-        mean = total / np.float32(x.shape[2] * x.shape[3])
-        return (mean * np.float32(1 + self.wrong))[:, :, None, None]
-
-    def predict(self, images: np.ndarray) -> np.ndarray:
-        return list(self.activations(images).values())[-1]
-
-    def alone(self, path: str, x: np.ndarray) -> np.ndarray:
-        node, weights = next(pair for pair in self.network.nodes if pair[0].path == path)
-        if isinstance(node.layer, GlobalAvgPool2d):
-            return self._mean(x)
-        return apply(node.layer, x.astype(np.float64), weights).astype(np.float32)
+@pytest.mark.parametrize("framework", ["torch"], indirect=True)
+def test_a_classic_is_imported_and_cut(framework: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchvision")
+    monkeypatch.setattr(trained, "CLASSICS", (("torchvision", "squeezenet1_1"),))
+    with Workers(threads=1) as workers:
+        case = trained.trained_case(trained.IMPORTED - 1, workers)
+    assert case.model.name == "beginning"
+    assert isinstance(case.model.layers[1], Conv2d)
+    assert case.images.shape[1] == 3
+    assert case.images.shape[2] in trained.SIZES
+    assert case.model.macs <= trained.MOST_MACS
+    check(case.model, case.weights)
 
 
-def _examined(witness: _Slow, case: Case, able: bool = True) -> crosscheck.Verdict:
-    judgement = judge(*case, probes(case[0], 4))
-    alone = witness.alone if able else None
-    return examine("slow", witness, judgement, witness.activations, alone=alone, batches=True)
+def test_generators_take_turns() -> None:
+    heard: list[tuple[str, int, int]] = []
+    found = sweep(4, [], 7, lambda *told: heard.append(told), ["random", "hard"])
+    assert [(tally.generator, tally.cases) for tally in found.tallies] == [("random", 2), ("hard", 2)]
+    assert heard[-1] == ("honest", 4, 4)
+    assert (found.cases, found.witnesses) == (4, 12)
+    kinds = {margin["kind"]: margin["honest_ratio"] for margin in found.margins.to_list()}
+    assert kinds["the whole network"] is not None
 
 
-def test_a_running_sum_of_equal_terms_is_excused_by_its_layers() -> None:
-    case = _dead(56, GlobalAvgPool2d())
-    verdict = _examined(_Slow(*case), case)
-    mean = verdict.layers["pool1"]
-    assert mean.usual > 2  # more than rounding usually does
-    assert mean.alone is not None  # so it was run alone, where few terms are not zero
-    assert mean.alone.passed
-    assert verdict.layers["dense1"].output.ratio > 1  # and the logits are off by more than is usual
-    assert verdict.passed
-
-
-def test_a_fault_of_that_size_is_found_and_blamed() -> None:
-    """1e-5 of the mean is within what a running sum of 3,136 terms may round, but not of 16."""
-    case = _dead(56, GlobalAvgPool2d())
-    verdict = _examined(_Slow(*case, wrong=2e-5), case)
-    assert verdict.layers["pool1"].local is not None
-    assert verdict.layers["pool1"].local.passed
-    assert not verdict.passed
-    assert verdict.culprit == "pool1"
-
-
-def test_there_is_no_excuse_without_having_looked() -> None:
-    """Who cannot run the doubtful layer alone has its outputs judged as usual."""
-    case = _dead(56, GlobalAvgPool2d())
-    verdict = _examined(_Slow(*case), case, able=False)
-    assert not verdict.error
-    assert not verdict.passed
-
-
-def _fused(model: Model, weights: Weights, wrong: float = 0.0) -> bytes:
-    """conv1, batchnorm1 and normalize1 as one convolution, all names kept. wrong: added to a weight of it."""
-    proto = to_onnx(model, weights)
-    norm, _, bn = (node.layer for node in model.walk()[:3])
-    assert isinstance(norm, Normalize)
-    assert isinstance(bn, BatchNorm)
-    factor = weights["batchnorm1.weight"] / np.sqrt(weights["batchnorm1.running_var"] + bn.epsilon)
-    kernel = weights["conv1.weight"] * factor.reshape(-1, 1, 1, 1) * norm.scale[0]
-    bias = (weights["conv1.bias"] - weights["batchnorm1.running_mean"]) * factor + weights["batchnorm1.bias"]
-    bias = bias - norm.mean[0] * kernel.sum(axis=(1, 2, 3))
-    kernel[0, 0, 1, 1] += wrong
-    for name, array in (("conv1.weight", kernel), ("conv1.bias", bias)):
-        tensor = next(t for t in proto.graph.initializer if t.name == name)
-        tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float32), name))
-    nodes = list(proto.graph.node)
-    for node in nodes:
-        if "normalize1" in node.output[0]:
-            proto.graph.node.remove(node)
-        elif node.output[0] == "batchnorm1":
-            node.CopyFrom(helper.make_node("Identity", ["conv1"], ["batchnorm1"], "batchnorm1"))
-    proto.graph.node.insert(0, helper.make_node("Identity", ["image"], ["normalize1"], "normalize1"))
-    used = {name for node in proto.graph.node for name in node.input}
-    for tensor in list(proto.graph.initializer):
-        if tensor.name not in used:
-            proto.graph.initializer.remove(tensor)
-    del proto.metadata_props[:]
-    onnx.checker.check_model(proto)
-    return serialize(proto)
-
-
-def _normalised() -> Case:
-    model = _model(8, Normalize((0.5,), (2.0,)), Conv2d(4, 3), BatchNorm(), ReLU())
-    weights = zoo.init_weights(model, 2)
-    weights["batchnorm1.running_mean"][:] = [3.0, -2.0, 0.5, 0.1]
-    weights["batchnorm1.running_var"][:] = [0.5, 2.0, 0.01, 1.0]
-    return model, weights
-
-
-def test_a_fused_layer_that_keeps_the_names_is_told_and_passes() -> None:
-    model, weights = _normalised()
-    report = export.verify(model, weights, [], files={"fused": _fused(model, weights)})
-    verdict = report.verdict("fused")
-    assert verdict.passed, reports.terminal_lines(report.to_dict())
-    assert [path for path, layer in verdict.layers.items() if layer.folded] == ["normalize1", "conv1"]
-    assert verdict.layers["conv1"].local is not None
-    assert verdict.layers["conv1"].local.ratio > 100
-    assert "normalize1, conv1: not this layer's own output" in reports.terminal_lines(report.to_dict())
-    assert not any(layer.folded for layer in report.verdict(crosscheck.DIRECT).layers.values())
-
-
-@pytest.mark.parametrize("wrong", [1e-2, 1e-4])
-def test_a_wrong_weight_of_a_fused_layer_is_no_fold(wrong: float) -> None:
-    model, weights = _normalised()
-    report = export.verify(model, weights, [], files={"fused": _fused(model, weights, wrong)})
-    verdict = report.verdict("fused")
-    assert not verdict.passed
-    assert not any(layer.folded for layer in verdict.layers.values())
-
-
-def test_a_wrong_layer_of_a_file_is_not_taken_for_a_fold() -> None:
-    """What follows takes it as it is, so it is wrong itself."""
-    model, weights = _normalised()
-    wrong = {name: array.copy() for name, array in weights.items()}
-    wrong["conv1.weight"][0, 0, 1, 1] += 1e-3
-    report = export.verify(model, weights, [], files={"wrong": serialize(to_onnx(model, wrong))})
-    verdict = report.verdict("wrong")
-    assert verdict.culprit == "conv1"
-    assert not any(layer.folded for layer in verdict.layers.values())
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_an_accusation_says_how_to_hear_it_again(generator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "UNIT", limits.UNIT / 1000)
+    found = sweep(2, [], 20_000, generators=[generator])
+    assert found.alarms
+    assert found.alarms[0].startswith(f"{generator}, seed 2000")
+    assert f"again: zoo selftest --no-faults --generator {generator} --seed 2000" in found.alarms[0]

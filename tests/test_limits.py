@@ -211,7 +211,7 @@ def test_noise_grows_with_the_layers_and_stays_finite() -> None:
 
 def test_no_honest_witness_is_accused() -> None:
     """Random specs, scales from 0.01 to 30, sums of one sign, large biases."""
-    honest = sweep(150, [], first=20_000)
+    honest = sweep(150, [], first=20_000, generators=["random"])
     assert (honest.cases, honest.witnesses) == (150, 450)
     assert honest.alarms == []
     assert 0.2 < honest.worst < 0.95
@@ -219,10 +219,10 @@ def test_no_honest_witness_is_accused() -> None:
 
 def test_an_accusation_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "UNIT", U / 100)
-    honest = sweep(10, [], first=20_000)
+    honest = sweep(10, [], first=20_000, generators=["random"])
     assert honest.alarms
     assert honest.worst > 1
-    assert honest.alarms[0].startswith("seed 2000")
+    assert honest.alarms[0].startswith("random, seed 2000")
 
 
 def test_images_whose_layers_are_compared() -> None:

@@ -17,6 +17,7 @@ from export.crosscheck import Verdict, examination
 from export.selftest import COMPARATORS, Score, rendering, score, scoring, sweep
 from export.selftest import faults as catalogue
 from export.selftest.comparators import Pair
+from export.selftest.honest import Tally
 from zoo.cli import main
 from zoo.errors import CheckFailed
 from zoo.layers import (
@@ -174,11 +175,24 @@ def test_the_table_and_the_totals_agree(small: Score) -> None:
     assert sum(row["located"] for row in data["table"]) == data["located"]
     text, page = rendering.terminal_lines(data), rendering.markdown(data)
     assert f"PASSED {data['caught']} of {data['caught']} (100.0 %) caught" in text
+    assert max(map(len, text.splitlines())) <= rendering.WIDTH
     for row in data["table"]:
         assert row["fault"] in text
         assert f"| {row['fault']} |" in page
-    lines = [line for line in page.splitlines() if line.startswith("| ")]
-    assert len({line.count("|") for line in lines}) == 1
+    for table in page.split("\n\n"):
+        assert len({line.count("|") for line in table.splitlines() if line.startswith("| ")}) <= 1
+
+
+def test_the_margin_both_ways(small: Score) -> None:
+    """By kind of layer: the largest honest ratio, and the smallest fault caught."""
+    kinds = {margin["kind"]: margin for margin in small.to_dict()["kinds"]}
+    assert kinds.keys() >= {"Conv2d", "Dense", "ReLU", "MaxPool2d", "Softmax", "the whole network"}
+    assert 0 < kinds["Conv2d"]["honest_ratio"] < 1 < kinds["Conv2d"]["caught_ratio"]
+    assert kinds["Conv2d"]["honest_of"].startswith("small: onnx")
+    smallest = min(result.own_ratio for result in small.of("caught") if result.kind == "Dense")
+    assert kinds["Dense"]["caught_ratio"] == smallest
+    (row,) = [line for line in rendering.terminal_lines(small.to_dict()).splitlines() if "MaxPool2d " in line]
+    assert row.split()[:2] == ["MaxPool2d", "0"]  # it computes exactly
 
 
 MIXED = np.array([[1.0, 2.0, 3.0], [4.0, 0.0, 9.0], [5.0, 7.0, 8.0]])
@@ -246,7 +260,7 @@ def test_the_score_keeps_to_the_schema(small: Score) -> None:
     validator = jsonschema.Draft202012Validator(schema)
     data = json.loads(json.dumps(small.to_dict()))
     validator.validate(data)
-    with_honest = Score([], small.results, honest=sweep(2, [], first=20_000)).to_dict()
+    with_honest = Score([], small.results, honest=sweep(3, [], first=20_000)).to_dict()
     validator.validate(json.loads(json.dumps(with_honest)))
     assert not validator.is_valid(data | {"missed": -1})
     assert not validator.is_valid(data | {"more": 1})
@@ -266,7 +280,7 @@ def _spec_file(folder: Path) -> str:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [str(tmp_path / "score.json"), str(tmp_path / "score.md")]
-    arguments = [_spec_file(tmp_path), "-b", "reference", "--honest", "3", "--json"]
+    arguments = [_spec_file(tmp_path), "-b", "reference", "--honest", "3", "--generator", "random", "--json"]
     assert _run([*arguments, "--report", files[0], "--report", files[1]]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["passed"] is True
@@ -291,12 +305,23 @@ def test_a_fault_that_is_missed_exits_1(
     [
         (["--honest", "-1"], "give 0 or more"),
         (["--report", "score.txt"], "written as .json or .md"),
+        (["--generator", "herd"], "did you mean 'hard'"),
+        (["--no-faults", "cnn-padded"], "no model is asked for"),
         (["lenet"], "did you mean 'lenet-5'"),
     ],
 )
 def test_bad_arguments_exit_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_one_honest_case_is_repeated_by_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    tally = Tally("trained", [])
+    assert tally.command(17)[:2] == ["zoo", "selftest"]
+    assert _run([*tally.command(17)[2:], "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["mutants"], data["honest"]["cases"]) == (0, 1)
+    assert data["honest"]["generators"][0]["worst_of"].startswith("trained, seed 17: ")
 
 
 @pytest.mark.parametrize("layers", [(Flatten(),), (Flatten(), Softmax()), (ReLU(),)], ids=["1", "2", "3"])

@@ -1,7 +1,9 @@
-"""The other half of a score: honest witnesses of random models, none of which may be accused.
+"""The other half of a score: honest witnesses of many models, none of which may be accused.
 
-Models, weights and images are random (export.specs): many shapes, scales from 0.01 to 30, sums of one
-sign, large biases. Every other model with labels and weights is trained for an epoch first, on noise.
+Three generators make the cases, each a pure function of its seed. `random`: small models over the whole
+layer language (export.specs), scales from 0.01 to 30, sums of one sign, large biases; every other one with
+labels and weights is trained for an epoch first, on noise. `hard`: what rounds as much as it may (hard.py).
+`trained`: trained weights, real digits and imported classics (trained.py).
 """
 
 from __future__ import annotations
@@ -15,25 +17,40 @@ import numpy as np
 
 from backends.client import Worker, Workers
 from export import specs
-from export.crosscheck import Depth, Report, check_direct, examine, judge, probes, second_opinion
+from export.crosscheck import Depth, Report, Verdict, check_direct, examine, judge, probes, second_opinion
+from export.selftest.hard import hard_case
+from export.selftest.margins import Margins
+from export.selftest.trained import trained_case
+from export.specs import Case, Seeded
 from zoo import data
 from zoo.errors import Diverged, InvalidInput, WorkerDied
 from zoo.model import Model
 from zoo.randomness import raw_bits
 from zoo.weights import Weights
 
-TRAINED = 2  # of so many cases one is trained, if it has labels and weights
+TRAINED = 2  # of so many random cases one is trained, if it has labels and weights
 TRAINING_IMAGES = 256
+MOST_ALONE = 25  # layers of a model of which each is run alone as well
+PROBES, LARGE = 8, 5_000_000  # fewer probes for models with more multiply-accumulates than this
+
+GENERATORS: dict[str, Callable[[int, Workers], Case]] = {
+    "random": lambda seed, workers: specs.random_case(Seeded(seed)),
+    "hard": lambda seed, workers: hard_case(Seeded(seed)),
+    "trained": trained_case,
+}
 
 
 @dataclass
-class Honest:
-    """What the cross-check said of honest witnesses.
+class Tally:
+    """What the cross-check said of the honest witnesses of one generator's cases.
 
-    alarms: "seed 17: torch, conv1, 1.30". crashes: of witnesses whose process died, which is no accusation
-    but their framework's own fault. worst: the largest difference as a multiple of its limit.
+    alarms: "hard, seed 17: torch, conv1, 1.30; again: zoo selftest ...". crashes: of witnesses whose process
+    died, which is no accusation but their framework's own fault. worst: the largest difference as a multiple
+    of its limit.
     """
 
+    generator: str
+    backends: Sequence[str] = ()
     cases: int = 0
     trained: int = 0
     witnesses: int = 0
@@ -41,24 +58,34 @@ class Honest:
     crashes: list[str] = field(default_factory=list)
     worst: float = 0.0
     worst_of: str = ""
+    margins: Margins = field(default_factory=Margins)
 
-    def add(self, seed: int, report: Report) -> None:
+    def add(self, seed: int, model: Model, report: Report) -> None:
         """Take what was said of one case."""
         self.cases += 1
         for verdict in report.verdicts:
             self.witnesses += 1
-            told = f"seed {seed}: {verdict.witness}"
+            told = f"{self.generator}, seed {seed}: {verdict.witness}"
             if verdict.error:
                 self.crashes.append(f"{told}, {verdict.error}")
                 continue
+            self.margins.honour(model, verdict, told)
             if not verdict.passed:
-                self.alarms.append(f"{told}, {verdict.culprit}, {verdict.max_ratio:.2f}")
+                where = f"{told}, {verdict.culprit}, {verdict.max_ratio:.2f}"
+                self.alarms.append(f"{where}; again: {' '.join(self.command(seed))}")
             if verdict.max_ratio > self.worst:
                 self.worst, self.worst_of = verdict.max_ratio, told
+
+    def command(self, seed: int) -> list[str]:
+        """What repeats one case."""
+        chosen = [word for name in self.backends or ["reference"] for word in ("--backend", name)]
+        case = ["--generator", self.generator, "--seed", str(seed), "--honest", "1"]
+        return ["zoo", "selftest", "--no-faults", *case, *chosen]
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as JSON data."""
         return {
+            "generator": self.generator,
             "cases": self.cases,
             "trained": self.trained,
             "witnesses": self.witnesses,
@@ -69,43 +96,104 @@ class Honest:
         }
 
 
+@dataclass
+class Honest:
+    """What the cross-check said of honest witnesses, by generator."""
+
+    tallies: list[Tally]
+
+    @property
+    def cases(self) -> int:
+        """How many cases were heard."""
+        return sum(tally.cases for tally in self.tallies)
+
+    @property
+    def witnesses(self) -> int:
+        """How many witnesses were heard."""
+        return sum(tally.witnesses for tally in self.tallies)
+
+    @property
+    def alarms(self) -> list[str]:
+        """The accusations, all of them wrong."""
+        return [alarm for tally in self.tallies for alarm in tally.alarms]
+
+    @property
+    def worst(self) -> float:
+        """The largest difference as a multiple of its limit."""
+        return max((tally.worst for tally in self.tallies), default=0.0)
+
+    @property
+    def margins(self) -> Margins:
+        """How near to a limit the witnesses came, by kind of layer."""
+        found = Margins()
+        for tally in self.tallies:
+            found.take(tally.margins)
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as JSON data."""
+        return {
+            "cases": self.cases,
+            "witnesses": self.witnesses,
+            "alarms": self.alarms,
+            "worst_ratio": self.worst if isfinite(self.worst) else None,
+            "generators": [tally.to_dict() for tally in self.tallies],
+        }
+
+
 def sweep(
-    count: int, backends: list[str], first: int = 0, say: Callable[[str, int, int], None] | None = None
+    count: int,
+    backends: Sequence[str],
+    first: int = 0,
+    say: Callable[[str, int, int], None] | None = None,
+    generators: Sequence[str] = tuple(GENERATORS),
 ) -> Honest:
-    """Hear the honest witnesses of `count` random cases, whose seeds start at `first`."""
-    found = Honest()
+    """Hear the honest witnesses of `count` cases, of each generator in turn; seeds start at `first`."""
+    tallies = [Tally(name, backends) for name in generators]
     with Workers(threads=1) as workers:
-        for seed in range(first, first + count):
-            case = specs.random_case(specs.Seeded(seed))
+        for number in range(count):
+            tally, seed = tallies[number % len(tallies)], first + number // len(tallies)
+            case = GENERATORS[tally.generator](seed, workers)
             weights = case.weights
-            trains = case.model.labels and case.model.parameters
+            trains = case.model.labels and case.model.parameters and tally.generator == "random"
             if backends and seed % TRAINED == 0 and trains:
                 name = backends[seed // TRAINED % len(backends)]
                 try:
                     with workers.use(name) as worker:
                         weights = _trained(case.model, weights, worker, seed)
                 except WorkerDied as error:
-                    found.crashes.append(f"seed {seed}: {name}, {error}")
-                found.trained += weights is not case.weights
-            found.add(seed, hear(case.model, weights, case.images, backends, workers))
+                    tally.crashes.append(f"{tally.generator}, seed {seed}: {name}, {error}")
+                tally.trained += weights is not case.weights
+            tally.add(seed, case.model, hear(case.model, weights, case.images, backends, workers))
             if say:
-                say("honest", seed - first + 1, count)
-    return found
+                say("honest", number + 1, count)
+    return Honest(tallies)
 
 
 def hear(
     model: Model, weights: Weights, images: np.ndarray, backends: Sequence[str], workers: Workers
 ) -> Report:
-    """The verdicts on a model's direct export and on backends, with batches and every layer."""
-    judgement = judge(model, weights, np.concatenate([images, probes(model, 8)]))
-    report = check_direct(model, weights, judgement, Depth(batches=True))
+    """The verdicts on a model's direct export and on backends, with batches and every layer, also alone."""
+    isolated = len(model.walk()) <= MOST_ALONE
+    asked = probes(model, PROBES if model.macs < LARGE else 2)
+    judgement = judge(model, weights, np.concatenate([images, asked]))
+    report = check_direct(model, weights, judgement, Depth(batches=True, isolated=isolated))
     report.verdicts.append(second_opinion(report.layers_onnx, judgement))
     for name in backends:
-        with workers.use(name) as worker:
-            network = worker.build(model, weights)
-            verdict = examine(
-                name, network, judgement, network.activations, alone=network.alone, batches=True
-            )
+        try:
+            with workers.use(name) as worker:
+                network = worker.build(model, weights)
+                verdict = examine(
+                    name,
+                    network,
+                    judgement,
+                    network.activations,
+                    alone=network.alone,
+                    batches=True,
+                    isolated=isolated,
+                )
+        except WorkerDied as error:
+            verdict = Verdict(name, error=str(error))
         report.verdicts.append(verdict)
     return report
 

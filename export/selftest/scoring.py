@@ -26,6 +26,7 @@ from export.crosscheck import JUDGE, Verdict, probes, suspects
 from export.crosscheck.inputs import noise, plain
 from export.selftest.comparators import COMPARATORS, Pair
 from export.selftest.honest import Honest
+from export.selftest.margins import WHOLE, Margins, decisive
 from export.selftest.mutants import Mutant, Outputs, Subject, mutants, subject
 from zoo import data, pretrained
 from zoo.errors import CheckFailed
@@ -58,6 +59,8 @@ class Result:
     blamed: tuple[str | None, ...] = ()
     suspected: tuple[str, ...] = ()
     ratio: float = 0.0
+    kind: str = WHOLE
+    own_ratio: float = 0.0
     content: tuple[str, ...] = ()
     diagnosis: str = ""
 
@@ -84,6 +87,8 @@ class Result:
             "suspected": list(self.suspected),
             "sided": self.sided,
             "max_ratio": self.ratio if isfinite(self.ratio) else None,
+            "kind": self.kind,
+            "own_ratio": self.own_ratio if isfinite(self.own_ratio) else None,
             "content": list(self.content),
             "diagnosis": self.diagnosis,
         }
@@ -91,12 +96,18 @@ class Result:
 
 @dataclass
 class Score:
-    """The results of all mutants, and of honest cases where any were asked for."""
+    """The results of all mutants, and of honest cases where any were asked for.
+
+    planted: whether anything was. false_alarms: honest witnesses of the models that fail. honest_margins: of
+    these witnesses.
+    """
 
     backends: list[str]
     results: list[Result] = field(default_factory=list)
     honest: Honest | None = None
-    false_alarms: list[str] = field(default_factory=list)  # honest witnesses of the models that fail
+    false_alarms: list[str] = field(default_factory=list)
+    honest_margins: Margins = field(default_factory=Margins)
+    planted: bool = True
 
     def of(self, *states: str) -> list[Result]:
         """The results with one of these states."""
@@ -118,10 +129,25 @@ class Score:
         return min(self.of("caught"), key=lambda result: result.ratio, default=None)
 
     @property
+    def margins(self) -> Margins:
+        """Largest honest ratio and smallest caught fault, by kind of layer."""
+        found = Margins()
+        found.take(self.honest_margins)
+        if self.honest is not None:
+            found.take(self.honest.margins)
+        for result in self.of("caught"):
+            if isfinite(result.own_ratio):
+                where = f"{result.fault}, {result.model} {', '.join(result.culprits)} ({result.place})"
+                found.of(result.kind).catch(result.own_ratio, where)
+        return found
+
+    @property
     def passed(self) -> bool:
         """Whether all are caught, enough located, and nobody honest was accused."""
         caught = self.of("caught")
         quiet = not self.false_alarms and (self.honest is None or not self.honest.alarms)
+        if not self.planted:
+            return quiet and self.honest is not None
         return bool(caught) and not self.of("missed") and quiet and self.located >= LOCATED * len(caught)
 
     def to_dict(self) -> dict[str, Any]:
@@ -144,6 +170,7 @@ class Score:
                 name: sum(name not in result.content for result in caught) for name in COMPARATORS
             },
             "honest": None if self.honest is None else self.honest.to_dict(),
+            "kinds": self.margins.to_list(),
             "table": self.table(),
             "results": [result.to_dict() for result in self.results],
         }
@@ -175,14 +202,18 @@ def score(cases: Sequence[tuple[Model, Weights]], backends: Sequence[str], say: 
     backends: those that take part, each in its own process; without any, only files and the judge have
     faults. say: told (model, done, mutants) as it goes. Raises BackendUnavailable.
     """
-    found = Score(list(backends))
+    found = Score(list(backends), planted=bool(cases))
     with ExitStack() as stack:
+        if not cases:
+            return found
         workers = {name: stack.enter_context(Worker(name, threads=1)) for name in backends}  # all at once
         for model, weights in cases:
             checked = subject(model, weights, images(model), workers)
             found.false_alarms += [
                 f"{model.name}: {name}" for name, verdict in checked.honest.items() if not verdict.passed
             ]
+            for name, verdict in checked.honest.items():
+                found.honest_margins.honour(model, verdict, f"{model.name}: {name}")
             found.results += _judged(list(mutants(checked)), checked, say)
     return found
 
@@ -239,6 +270,7 @@ def judge_mutant(mutant: Mutant, subject: Subject) -> Result:
     faulty = mutant.verdicts()
     failed = [verdict for verdict in faulty.values() if not verdict.passed]
     state = "missed" if not failed else "crashed" if all(map(_crashed, failed)) else "caught"
+    kinds = {node.path: type(node.layer).__name__ for node in subject.model.walk()}
     both = np.concatenate([mixed, np.ones_like(mixed)])
     got, expected = _outputs(mutant.outputs, both), judgement.network.predict(both)
     pairs = [Pair(got[rows], expected[rows]) for rows in (slice(len(mixed)), slice(len(mixed), None))]
@@ -251,6 +283,7 @@ def judge_mutant(mutant: Mutant, subject: Subject) -> Result:
         tuple(dict.fromkeys(verdict.culprit for verdict in failed if verdict.layers)),
         tuple(suspects((faulty if mutant.place == JUDGE else subject.honest | faulty).values())),
         max((verdict.max_ratio for verdict in faulty.values()), default=inf),
+        *decisive(failed, mutant.culprits, kinds),
         tuple(name for name, content in COMPARATORS.items() if _content(content, pairs)),
         next((verdict.diagnosis for verdict in failed if verdict.diagnosis), ""),
     )

@@ -20,7 +20,7 @@ from zoo.cli.options import (
     next_commands,
     print_json,
 )
-from zoo.errors import InvalidInput
+from zoo.errors import InvalidInput, nearest
 
 
 @click.command(
@@ -28,7 +28,8 @@ from zoo.errors import InvalidInput
 Examples:
   zoo selftest
   zoo selftest cnn-padded --backend torch
-  zoo selftest --honest 1000 --report score.md"""
+  zoo selftest --honest 3000 --report score.md
+  zoo selftest --no-faults --generator hard --seed 17 --honest 1"""
 )
 @click.argument("models", nargs=-1, metavar="[MODEL]...", shell_complete=complete_model)
 @backend_option
@@ -38,9 +39,17 @@ Examples:
     default=100,
     show_default=True,
     metavar="N",
-    help="Also hear the honest witnesses of N random models, none of which may be accused.",
+    help="Also hear the honest witnesses of N cases, of each generator in turn; none may be accused.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the first of these models.")
+@click.option(
+    "--generator",
+    "generators",
+    multiple=True,
+    metavar="NAME",
+    help="Of honest cases: random, hard or trained; may be repeated [default: all three].",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of each generator's first case.")
+@click.option("--no-faults", is_flag=True, help="Plant nothing: hear honest cases only.")
 @click.option(
     "--report",
     "files",
@@ -54,7 +63,9 @@ def selftest(
     models: Sequence[str],
     backend_names: Sequence[str],
     honest: int,
+    generators: Sequence[str],
     seed: int,
+    no_faults: bool,
     files: Sequence[Path],
     as_json: bool,
 ) -> None:
@@ -62,7 +73,8 @@ def selftest(
 
     Each fault goes, one at a time, into the ONNX file, into frameworks' own exports, into each backend
     and into the reference. Shown are how many are caught, how many at the right layer and on the right
-    side, and what simpler comparisons would have caught. Exits 1 if one is missed, if fewer than 95 %
+    side, and what simpler comparisons would have caught; then how near honest witnesses come to a limit,
+    and which is the smallest fault caught, by kind of layer. Exits 1 if one is missed, if fewer than 95 %
     are located, or if an honest witness is accused.
     """
     from zoo import runs
@@ -76,24 +88,32 @@ def selftest(
         raise InvalidInput(f"{honest} cases", "--honest", "give 0 or more")
     if not 0 <= seed < 2**63:
         raise InvalidInput(f"seed {seed}", "--seed", "give an integer from 0 to 2^63 - 1")
-    specs = [model_of(model) for model in models or documented()]
+    if no_faults and models:
+        raise InvalidInput("nothing is planted, so no model is asked for", "--no-faults", "leave out one")
+    specs = [] if no_faults else [model_of(model) for model in models or documented()]
     check_packages()
     import json
 
     from export import selftest as testing
     from export.selftest import rendering
 
+    for name in generators:
+        if name not in testing.GENERATORS:
+            raise InvalidInput(
+                f"unknown generator {name!r}", "--generator", nearest(name, testing.GENERATORS)
+            )
     chosen = [name for name in chosen_backends(backend_names, needed=False) if name != "reference"]
     with terminal.counter("case") as say:
         score = testing.score([(model, testing.weights(model)) for model in specs], chosen, say)
         if honest:
-            score.honest = testing.sweep(honest, chosen, seed, say)
+            score.honest = testing.sweep(honest, chosen, seed, say, generators or tuple(testing.GENERATORS))
     data = score.to_dict()
     if as_json:
         print_json(data)
     else:
         click.echo(rendering.terminal_lines(data))
-        next_commands(["zoo", "verify", models[0] if models else specs[0].name])
+        if specs:
+            next_commands(["zoo", "verify", models[0] if models else specs[0].name])
     for file in files:
         text = rendering.markdown(data) if file.suffix == ".md" else json.dumps(data, indent=1) + "\n"
         runs.write_atomically(file, text.encode())
