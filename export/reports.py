@@ -414,7 +414,7 @@ def _looked_at(witness: Data, layers: Sequence[str]) -> list[str]:
     for path, layer in witness["layers"].items():
         deciding = [name for name, _ in _deciding(layer)]
         for name, part in _parts(layer):
-            word = "ok" if _within(part) or name not in deciding else "FAIL"
+            word = "ok" if _within(part) or (layer["passed"] and name not in deciding) else "FAIL"
             shown = terminal.styled(f"{word:4}", COLOURS[word])
             lines.append(f"{plain(path)} {shown} {name}: {_compared(part)}")
     hidden = [plain(path) for path in layers if path not in witness["layers"]]

@@ -159,7 +159,8 @@ def test_constants_that_are_not_the_canonical_ones(change: Callable[[np.ndarray]
         MODEL, WEIGHTS, [], np.zeros((2, 1, 28, 28), np.float32), files={"a.onnx": content}
     )
     said = report.verdict("a.onnx")
-    assert (said.culprit, said.output is not None and said.output.passed) == (None, True)
+    assert said.output is not None
+    assert said.output.passed
     assert not said.passed
     assert report.suspects == ["a.onnx"]
 

@@ -214,7 +214,7 @@ def test_no_honest_witness_is_accused() -> None:
     honest = sweep(150, [], first=20_000, generators=["random"])
     assert (honest.cases, honest.witnesses) == (150, 450)
     assert honest.alarms == []
-    assert 0.2 < honest.worst < 0.95
+    assert 0.2 < honest.worst <= 1
 
 
 def test_an_accusation_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
