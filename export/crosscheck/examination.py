@@ -9,7 +9,7 @@ import numpy as np
 
 from backends.reference import apply
 from export.crosscheck import limits
-from export.crosscheck.comparison import Comparison, compare, decide, outer_limit, worst_of
+from export.crosscheck.comparison import Comparison, compare, decide, outer_limit, worst_key, worst_of
 from export.crosscheck.diagnosis import explain
 from export.crosscheck.inputs import FEW_BATCHES, plain
 from export.crosscheck.judgement import Judgement, logit_path
@@ -270,7 +270,7 @@ def _batches(
             got = witness.predict(images[chosen])
             compared.append((compare(got, last.output[chosen], last.limit[chosen]), size))
             identical = identical and np.array_equal(got, mixed[chosen])
-    worst, size = max(compared, key=lambda pair: (bool(pair[0].problem), pair[0].ratio))
+    worst, size = max(compared, key=lambda pair: worst_key(pair[0]))
     return Batches(tuple(sizes), worst, size, identical)
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from backends.reference import ReferenceNetwork
 from zoo.layers import Softmax
+from zoo.machine import ONE_BATCH
 from zoo.model import Model
-from zoo.network import ONE_BATCH
 from zoo.randomness import raw_bits, uniform
 
 LAYER_IMAGES = 256  # whose every layer is compared
