@@ -24,9 +24,7 @@ from zoo.randomness import raw_bits
 
 KEPT = 8  # images that go on
 MOST = 32  # images of a step
-RATE = (
-    2e8  # multiply-accumulates a second of judge and witness together, at least; says how large a step may be
-)
+RATE = 2e9  # multiply-accumulates a second of judge and witness: what two busy cores did
 STEPS = 4  # that there is to be time for, or a step has fewer images
 
 Move = Callable[[np.random.Generator, np.ndarray, np.ndarray], np.ndarray]  # (image, another image)
