@@ -61,9 +61,9 @@ from zoo.layers import (
     SpatialDropout,
     Tanh,
 )
-from zoo.machine import version
+from zoo.machine import ONE_BATCH, version
 from zoo.model import IMAGE, Model, Node
-from zoo.network import ONE_BATCH, OnStep
+from zoo.network import OnStep
 from zoo.randomness import dropout_mask, raw_bits
 from zoo.recipe import SGD, Adam, Optimizer, Recipe, RMSprop
 from zoo.weights import check

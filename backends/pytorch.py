@@ -56,9 +56,9 @@ from zoo.layers import (
     SpatialDropout,
     Tanh,
 )
-from zoo.machine import version
+from zoo.machine import ONE_BATCH, version
 from zoo.model import Model, iter_weights
-from zoo.network import ONE_BATCH, OnStep
+from zoo.network import OnStep
 from zoo.precision import BF16, FLOAT32
 from zoo.randomness import dropout_mask
 from zoo.recipe import SGD, Adam, Optimizer, Recipe, RMSprop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shlex
 from collections.abc import Callable
@@ -228,6 +229,44 @@ def keep_report(source: Source, report: crosscheck.Report) -> None:
         text = json.dumps(report.to_dict(), indent=1) + "\n"
         with runs.Run(source.run).lock():
             runs.write_atomically(source.run / "verify.json", text.encode())
+
+
+def keep_image(source: Source, report: crosscheck.Report, out: Path) -> Path | None:
+    """Write the worst image that was found, float32 (1, C, H, W), as search.npy beside a run's other files.
+
+    Where the weights are of no run, one that is beyond its limit goes to `out` / <model>.npy, others nowhere.
+    None if nothing was written.
+    """
+    if report.worst_found is None or not (source.run or not report.worst_found[1].passed):
+        return None
+    content = io.BytesIO()
+    np.save(content, report.worst_found[1].image[None], allow_pickle=False)
+    if source.run is None:
+        out.mkdir(parents=True, exist_ok=True)
+        path = out / f"{source.model.name}.npy"
+        runs.write_atomically(path, content.getvalue())
+    else:
+        path = source.run / "search.npy"
+        with runs.Run(source.run).lock():
+            runs.write_atomically(path, content.getvalue())
+    return path
+
+
+def images_of(path: Path, model: Model) -> np.ndarray:
+    """The images of a .npy file that a model is to be verified on: float32 (N, C, H, W) in [0, 1]; raises
+    DataError."""
+    try:
+        images = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"no images: {str(error)[:100]}", path, "give a .npy file") from None
+    if not isinstance(images, np.ndarray):
+        raise DataError("several arrays, not one of images", path, "give a .npy file")
+    if images.dtype != np.float32 or images.shape[1:] != model.input_shape or not len(images):
+        found, wanted = (", ".join(map(str, shape)) for shape in (images.shape, model.input_shape))
+        raise DataError(f"the images are {images.dtype} [{found}], not float32 [N, {wanted}]", path)
+    if not ((images >= 0) & (images <= 1)).all():
+        raise DataError("the images are not in [0, 1]", path)
+    return images
 
 
 @dataclass(frozen=True)

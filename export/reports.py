@@ -68,6 +68,9 @@ def checks(witness: Data) -> list[Check]:
         found.append(Check(f"layer {plain(path)}", _word(layer), _layer(layer)))
     if witness["batches"]:
         found.append(Check("batches", _word(witness["batches"]), _batched(witness["batches"])))
+    if witness["search"]:
+        part = witness["search"]
+        found.append(Check("search", _word(part), f"{_compared(part)}, of {part['evaluations']:,} images"))
     return found
 
 
@@ -258,7 +261,7 @@ def _tolerance(report: Data) -> str:
 
 
 def _all_parts(witness: Data) -> list[Data]:
-    parts = [witness[name] for name in ("output", "logits", "batches") if witness[name]]
+    parts = [witness[name] for name in ("output", "logits", "batches", "search") if witness[name]]
     parts += [part for name, part in (witness["probes"] or {}).items() if part and name != "decisions"]
     return parts + [part for layer in witness["layers"].values() for _, part in _parts(layer)]
 
@@ -290,6 +293,14 @@ def _conclusions(report: Data) -> Iterator[tuple[str, str]]:
         yield "decisions", certificate
     if tolerance:
         yield "smallest tolerance that passes", tolerance
+    if search := report["search"]:
+        ratio = search["max_ratio"]
+        worst = "no finite number" if ratio is None else f"{float(f'{ratio:.2g}'):g} of the limit"
+        where = f"; {plain(search['image'])}" if search["image"] else ""
+        worst += f" ({plain(search['witness'])})"
+        yield "search", f"worst of {search['evaluations']:,} images: {worst}{where}"
+        if search["again"]:
+            yield "again", _command(search["again"])
 
 
 def _verdict(report: Data) -> tuple[str, str]:

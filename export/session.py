@@ -19,7 +19,7 @@ import onnxruntime
 from export import isolation
 from zoo import machine
 from zoo.errors import CheckFailed, DataError, MachineError
-from zoo.network import ONE_BATCH
+from zoo.machine import ONE_BATCH
 
 CHUNK = 500  # images at a time, where there are more than ONE_BATCH
 SHORT = 5e-4  # seconds of a call on one thread for which no others are woken

@@ -129,6 +129,8 @@ def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_
     """Call the command line in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ZOO_DATA", raising=False)
+    monkeypatch.setattr("zoo.cli.verifying.SEARCH", 0.2)  # seconds
+    monkeypatch.setattr("zoo.cli.verifying._drawn_seed", lambda: 0)
 
     def call(*arguments: object) -> Result:
         capfd.readouterr()

@@ -12,6 +12,7 @@ from pathlib import Path
 from zoo.errors import MachineError
 
 MOST_THREADS = 256
+ONE_BATCH = 1000  # images that go to a framework in one piece; of more there may be several
 CHECKPOINT_SECONDS = 5.0
 BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")  # of Intel, Intel and AMD, Arm
 DISTRIBUTIONS = ("cnn-zoo", "numpy", "onnx", "onnxruntime", "safetensors")

@@ -16,8 +16,6 @@ import numpy as np
 from zoo.model import Model
 from zoo.recipe import Recipe
 
-ONE_BATCH = 1000  # images that `predict` hands its framework in one piece; of more it may make several
-
 OnStep = Callable[[int, float, float], None]
 """Called after each optimiser step with (step in the epoch from 1, batch loss, batch accuracy)."""
 
@@ -28,7 +26,7 @@ class Network(Protocol):
     def predict(self, images: np.ndarray) -> np.ndarray:
         """(N, *model.output_shape) in the network's dtype: what model.output says.
 
-        Up to ONE_BATCH images are one batch of the framework's: the cross-check tries many sizes.
+        Up to zoo.machine.ONE_BATCH images are one batch of the framework's: the cross-check tries many sizes.
         """
 
     def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:

@@ -44,8 +44,8 @@ from zoo.layers import (
     SpatialDropout,
     Tanh,
 )
+from zoo.machine import ONE_BATCH
 from zoo.model import Model
-from zoo.network import ONE_BATCH
 
 EVERY = ".every"  # ends the name of a convolution that is thinned out afterwards
 CHUNK = 500  # images at a time where there are more than ONE_BATCH, as in backends/keras3.py

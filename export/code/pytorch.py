@@ -43,8 +43,8 @@ from zoo.layers import (
     SpatialDropout,
     Tanh,
 )
+from zoo.machine import ONE_BATCH
 from zoo.model import Model, Node
-from zoo.network import ONE_BATCH
 
 CHUNK = 500  # images at a time where there are more than ONE_BATCH, as in backends/pytorch.py
 

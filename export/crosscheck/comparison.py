@@ -104,7 +104,12 @@ def compare(
 
 def worst_of(comparisons: Iterable[Comparison]) -> Comparison:
     """The comparison that is furthest beyond its limit; one with a problem before all others."""
-    return max(comparisons, key=lambda comparison: (bool(comparison.problem), comparison.ratio))
+    return max(comparisons, key=worst_key)
+
+
+def worst_key(comparison: Comparison) -> tuple[bool, float]:
+    """What comparisons are ordered by, the worst last."""
+    return bool(comparison.problem), comparison.ratio
 
 
 @dataclass(frozen=True)

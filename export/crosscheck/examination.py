@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from export.crosscheck.comparison import Comparison, compare, decide, outer_limit
+from export.crosscheck.comparison import Comparison, compare, decide, outer_limit, worst_key
 from export.crosscheck.diagnosis import explain
 from export.crosscheck.inputs import FEW_BATCHES, plain
-from export.crosscheck.judgement import Judgement, judge_layers, logit_path
-from export.crosscheck.local import Alone, Examined, usable
+from export.crosscheck.judgement import Judgement, logit_path
+from export.crosscheck.local import Activations, Alone, Examined, Excuse, usable
 from export.crosscheck.verdict import Batches, LayerVerdict, Probes, Verdict
 from export.crosscheck.witnesses import Witness
 from zoo.errors import MachineError, ZooError
 from zoo.model import IMAGE
 
-ADDED = 4.0  # times what the witness's own layers add up to, for a few of the images in another batch
 WORST = 8  # images that are looked at again
 MANY = 10  # images of a batch from which on it is tried with one set of neighbours only
-
-Activations = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def examine(
@@ -65,7 +62,7 @@ def examine(
         if only and not verdict.layers:
             verdict.skipped = f"it does not show {', '.join(only)}"
         if verdict.outputs is not None:
-            excuse = _Excuse(judgement, activations, alone, partial)
+            excuse = Excuse(judgement.network, activations, alone, partial)
             values = logits(judgement.images) if logits and judgement.output == "probabilities" else None
             outer = outer_limit(judgement.outputs)
             found = _judged(judgement, verdict.outputs, values, verdict.layers, excuse, outer)
@@ -85,48 +82,12 @@ def examine(
     return verdict
 
 
-@dataclass
-class _Excuse:
-    """How much more than usual an output may differ, because a witness's own rounding adds up to that.
-
-    Asked about images whose outputs are beyond the limit. It is an excuse if every layer that the witness
-    shows for them is within its own bound, alone as well if it differs more than usual, and the last one is
-    as far off as the output: so it is with sums of equal terms, for one.
-    """
-
-    judgement: Judgement
-    activations: Activations | None
-    alone: Alone | None
-    partial: bool
-
-    def factor(self, batch: np.ndarray, rows: np.ndarray, allowed: Mapping[str, np.ndarray]) -> float:
-        """How many times `allowed` an output may differ; 1 without an excuse.
-
-        batch: images (N, C, H, W) as the witness gets them. rows: those of them to look at. allowed: for
-        these, by path of the last layer and of the one that gives the logits: (rows, ...).
-        """
-        if self.activations is None:
-            return 1.0
-        network = self.judgement.network
-        inside = {path: x[rows] for path, x in self.activations(batch).items() if len(x) == len(batch)}
-        expected = judge_layers(network, batch[rows])
-        examined = Examined(network, batch[rows], expected, inside, self.partial)
-        layers = examined.layers()
-        if self.alone and all(layer.passed for layer in layers.values()):
-            layers = examined.isolated(layers, self.alone)
-        missing = (allowed if self.partial else expected).keys() - layers.keys()
-        if missing or not all(v.passed and (v.usual <= 1 or v.alone) for v in layers.values()):
-            return 1.0
-        added = [compare(inside[path], expected[path].output, limit) for path, limit in allowed.items()]
-        return max(1.0, ADDED * max(part.ratio for part in added))
-
-
 def _judged(
     judgement: Judgement,
     outputs: np.ndarray,
     logits: np.ndarray | None,
     layers: Mapping[str, LayerVerdict],
-    excuse: _Excuse,
+    excuse: Excuse,
     outer: np.ndarray | float,
 ) -> Probes:
     """What a witness gives, and decides, for the images of a judgement.
@@ -224,7 +185,7 @@ def _batches(
     mixed: np.ndarray,
     tried: Mapping[int, slice],
     verdict: Verdict,
-    excuse: _Excuse,
+    excuse: Excuse,
 ) -> Batches:
     """Image 0 first with the next images, then with the last ones: its row, and all, must not change.
 
@@ -251,7 +212,7 @@ def _batches(
                 beside = compare(got, last.output[chosen], added * last.limit[chosen])
             compared.append((beside, size))
             identical = identical and np.array_equal(got, mixed[chosen])
-    worst, size = max(compared, key=lambda pair: (bool(pair[0].problem), pair[0].ratio))
+    worst, size = max(compared, key=lambda pair: worst_key(pair[0]))
     return Batches(tuple(sizes), worst, size, identical)
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from backends.reference import ReferenceNetwork
 from zoo.layers import AdaptiveAvgPool2d, AvgPool2d, Conv2d, Dense, GlobalAvgPool2d, Softmax
+from zoo.machine import ONE_BATCH
 from zoo.model import Model, Node
-from zoo.network import ONE_BATCH
 from zoo.randomness import permutation, raw_bits, uniform
 
 LAYER_IMAGES = 256  # whose every layer is compared

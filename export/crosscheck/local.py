@@ -16,13 +16,16 @@ from backends.reference import ReferenceNetwork, apply
 from export.crosscheck import limits
 from export.crosscheck.comparison import Comparison, compare, worst_of
 from export.crosscheck.inputs import few_terms, plain
-from export.crosscheck.judgement import Expected
+from export.crosscheck.judgement import Expected, judge_layers
 from export.crosscheck.verdict import LayerVerdict
 from zoo.errors import MachineError, ZooError
 from zoo.model import IMAGE, Node
 
+Activations = Callable[[np.ndarray], dict[str, np.ndarray]]
 Alone = Callable[..., np.ndarray | None]  # (path, input, or all inputs of a join)
 Weights = Mapping[str, np.ndarray]
+
+ADDED = 4.0  # times what the witness's own layers add up to, for a few of the images in another batch
 
 
 @dataclass
@@ -78,6 +81,41 @@ class Examined:
         for images in self.network.chunks(self.images):
             yield slice(start, start + len(images))
             start += len(images)
+
+
+@dataclass
+class Excuse:
+    """How much more than usual an output may differ, because a witness's own rounding adds up to that.
+
+    Asked about images whose outputs are beyond the limit. It is an excuse if every layer that the witness
+    shows for them is within its own bound, alone as well if it differs more than usual, and the last one is
+    as far off as the output: so it is with sums of equal terms, for one.
+    """
+
+    network: ReferenceNetwork
+    activations: Activations | None
+    alone: Alone | None
+    partial: bool
+
+    def factor(self, batch: np.ndarray, rows: np.ndarray, allowed: Mapping[str, np.ndarray]) -> float:
+        """How many times `allowed` an output may differ; 1 without an excuse.
+
+        batch: images (N, C, H, W) as the witness gets them. rows: those of them to look at. allowed: for
+        these, by path of the last layer and of the one that gives the logits: (rows, ...).
+        """
+        if self.activations is None:
+            return 1.0
+        inside = {path: x[rows] for path, x in self.activations(batch).items() if len(x) == len(batch)}
+        expected = judge_layers(self.network, batch[rows])
+        examined = Examined(self.network, batch[rows], expected, inside, self.partial)
+        layers = examined.layers()
+        if self.alone and all(layer.passed for layer in layers.values()):
+            layers = examined.isolated(layers, self.alone)
+        missing = (allowed if self.partial else expected).keys() - layers.keys()
+        if missing or not all(v.passed and (v.usual <= 1 or v.alone) for v in layers.values()):
+            return 1.0
+        added = [compare(inside[path], expected[path].output, limit) for path, limit in allowed.items()]
+        return max(1.0, ADDED * max(part.ratio for part in added))
 
 
 @dataclass

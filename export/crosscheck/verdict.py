@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from export.crosscheck.comparison import Comparison, Decisions
+from export.crosscheck.comparison import Comparison, Decisions, worst_key
 from export.crosscheck.judgement import JUDGE
+from export.crosscheck.search import Found
 
 DIRECT = "onnx direct"
 EVALUATOR = "onnx.reference"
@@ -134,6 +135,7 @@ class Verdict:
     probes: Probes | None = None
     layers: dict[str, LayerVerdict] = field(default_factory=dict)
     batches: Batches | None = None
+    search: Found | None = None  # where it differs most, as far as that was looked for
     identical: bool | None = None  # bit for bit the direct graph's output, in onnxruntime
     diagnosis: str = ""  # of the culprit: what it looks like
     skipped: str = ""  # the reason why there is no such witness
@@ -157,8 +159,9 @@ class Verdict:
             return bool(self.skipped)
         if self.untrue:
             return False
-        parts = [self.output, self.logits, self.decisions, self.probes, self.batches, *self.layers.values()]
-        return all(part.passed for part in parts if part is not None)
+        parts = [self.output, self.logits, self.decisions, self.probes, self.batches, self.search]
+        compared = all(part.passed for part in parts if part is not None)
+        return compared and all(layer.passed for layer in self.layers.values())
 
     @property
     def culprit(self) -> str | None:
@@ -176,7 +179,7 @@ class Verdict:
         parts: list[Comparison | None] = [self.output, self.logits]
         parts += [part for layer in self.layers.values() for part in layer.judged]
         parts += [self.probes.output, self.probes.logits] if self.probes else []
-        parts += [self.batches.worst] if self.batches else []
+        parts += [found.worst for found in (self.batches, self.search) if found]
         return max(float("inf") if part.problem else part.ratio for part in parts if part is not None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -195,6 +198,7 @@ class Verdict:
             "probes": self.probes.to_dict() if self.probes else None,
             "layers": {path: layer.to_dict(only_layers) for path, layer in self.layers.items()},
             "batches": self.batches.to_dict() if self.batches else None,
+            "search": self.search.to_dict() if self.search else None,
             "untrue": list(self.untrue),
             "notes": list(self.notes),
             "culprit": self.culprit,
@@ -210,7 +214,8 @@ class Report:
 
     origin, data: where weights and images come from, in words. command: what runs it again. layers:
     those looked at, where it was not everything. inputs_seed: of what was drawn. seconds: of all of it; 0 for
-    the witnesses' sum.
+    the witnesses' sum. image, image_command: the file that holds the worst image found by search, and what
+    looks at it again.
     """
 
     model: str
@@ -227,6 +232,8 @@ class Report:
     onnx: bytes = b""
     layers_onnx: bytes = b""
     native: dict[str, bytes] = field(default_factory=dict)  # canonical, by backend
+    image: str = ""
+    image_command: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -241,6 +248,24 @@ class Report:
     def verdict(self, witness: str) -> Verdict:
         """The verdict on a witness by its name."""
         return next(verdict for verdict in self.verdicts if verdict.witness == witness)
+
+    @property
+    def worst_found(self) -> tuple[str, Found] | None:
+        """What search found to be nearest to its limit, or furthest beyond: the witness, and the image."""
+        found = [(verdict.witness, verdict.search) for verdict in self.verdicts if verdict.search]
+        return max(found, key=lambda pair: worst_key(pair[1].worst), default=None)
+
+    def _search(self) -> dict[str, Any] | None:
+        if (worst := self.worst_found) is None:
+            return None
+        return {
+            "witness": worst[0],
+            "max_ratio": worst[1].worst.ratio,
+            "passed": worst[1].passed,
+            "evaluations": sum(verdict.search.evaluations for verdict in self.verdicts if verdict.search),
+            "image": self.image,
+            "again": self.image_command,
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON data; figures that are not finite are null."""
@@ -257,6 +282,7 @@ class Report:
             "inputs_seed": self.inputs_seed,
             "judge": f"{JUDGE} in float64",
             "suspects": self.suspects,
+            "search": self._search(),
             "command": self.command,
             "seconds": round(self.seconds or sum(verdict.seconds for verdict in self.verdicts), 3),
             "witnesses": [verdict.to_dict() | self._again(verdict) for verdict in self.verdicts],

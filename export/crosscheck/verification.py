@@ -15,6 +15,8 @@ from export.crosscheck.claims import check
 from export.crosscheck.examination import examine
 from export.crosscheck.inputs import LAYER_IMAGES, batch_sizes, probe_count, probes
 from export.crosscheck.judgement import JUDGE, Judgement, judge
+from export.crosscheck.local import Excuse
+from export.crosscheck.search import search as look_for_the_worst
 from export.crosscheck.verdict import (
     DIRECT,
     EVALUATOR,
@@ -49,13 +51,16 @@ class Depth:
     """How much is asked of each witness, beside outputs, logits, decisions and layers.
 
     batches: their sizes; True for a few. isolated: every layer alone; without it the culprit only. layers:
-    nothing but these. second_opinion: how many images onnx's own implementation gets.
+    nothing but these. second_opinion: how many images onnx's own implementation gets. search: seconds
+    for each witness. seed: of what is drawn for it.
     """
 
     batches: bool | tuple[int, ...] = ()
     isolated: bool = False
     layers: tuple[str, ...] = ()
     second_opinion: int = EVALUATOR_IMAGES
+    search: float = 0.0
+    seed: int = 0
 
 
 def verify(
@@ -71,6 +76,7 @@ def verify(
     at_work: AtWork = _silent,
     workers: Workers | None = None,
     inputs_seed: int = 0,
+    search: float = 0.0,
 ) -> Report:
     """Hold backends, their own ONNX exports and the direct export to the float64 reference.
 
@@ -81,9 +87,10 @@ def verify(
     well. layers: look at these only, each also by itself. thorough: isolated, with the slow witnesses, and
     more images for onnx's own implementation. at_work: told the name of each witness before it is
     heard. workers: running ones, for several models. inputs_seed: of what is drawn: noise, pixels, greys,
-    scales, sizes of batches. A witness that crashes is reported and fails; the
-    rest goes on. Raises BackendUnavailable for a backend that is named, DataError, InvalidInput,
-    UnsupportedLayer.
+    scales, sizes of batches, steps of the search. search: seconds in which each backend and file, all
+    together, is searched for an image on which it fails (export.crosscheck.search). A witness that crashes is
+    reported and fails; the rest goes on. Raises BackendUnavailable for a backend that is named, DataError,
+    InvalidInput, UnsupportedLayer.
     """
     started = time.perf_counter()
     check_layers(model, layers)
@@ -96,13 +103,15 @@ def verify(
     if layers:  # these are compared on a few of the images only
         images = images[:LAYER_IMAGES]
     few = LAYER_IMAGES if thorough else EVALUATOR_IMAGES
+    names = [name for name in names if name != JUDGE]
     depth = Depth(
         batches=batch_sizes(model, inputs_seed),
         isolated=isolated or thorough,
         layers=tuple(layers),
         second_opinion=few,
+        search=0.0 if layers else search / (1 + len(files or {}) + 2 * len(names)),
+        seed=inputs_seed,
     )
-    names = [name for name in names if name != JUDGE]
     with nullcontext(workers) if workers else Workers(threads) as running:
         running.start(names)  # they import their frameworks meanwhile
         at_work(JUDGE)
@@ -252,6 +261,7 @@ def check_network(
         only=depth.layers,
     )
     verdict.backend = name
+    _search(verdict, network, judgement, depth, partial=False)
     report.verdicts.append(verdict)
     witness = native_name(name)
     at_work(witness)
@@ -297,17 +307,35 @@ def _check_graph(
         except DataError as error:
             report.verdicts.append(Verdict(witness_name, error=str(error)))
             return
-        report.verdicts.append(
-            examine(
-                witness_name,
-                witness,
-                seen,
-                witness.activations,
-                witness.logits if name == DIRECT else None,  # others tell them for the layers' images
-                witness.alone,
-                batches=depth.batches if optimize else (),
-                isolated=depth.isolated,
-                partial=layers is None,
-                only=depth.layers,
-            )
+        verdict = examine(
+            witness_name,
+            witness,
+            seen,
+            witness.activations,
+            witness.logits if name == DIRECT else None,  # others tell them for the layers' images
+            witness.alone,
+            batches=depth.batches if optimize else (),
+            isolated=depth.isolated,
+            partial=layers is None,
+            only=depth.layers,
         )
+        if optimize:
+            _search(verdict, witness, judgement, depth, partial=layers is None)
+        report.verdicts.append(verdict)
+
+
+def _search(
+    verdict: Verdict, witness: RemoteNetwork | GraphWitness, judgement: Judgement, depth: Depth, partial: bool
+) -> None:
+    """Look for an image on which a witness fails that has passed so far."""
+    if not depth.search or not verdict.judged or not verdict.passed:
+        return
+    started = time.perf_counter()
+    excuse = Excuse(judgement.network, witness.activations, witness.alone, partial)
+    try:
+        verdict.search = look_for_the_worst(witness, judgement, depth.search, depth.seed, excuse.factor)
+    except MachineError:
+        raise
+    except ZooError as error:
+        verdict.error = str(error)
+    verdict.seconds += time.perf_counter() - started

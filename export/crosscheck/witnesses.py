@@ -85,7 +85,8 @@ class GraphWitness:
             raise DataError(
                 f"it takes {_listed(inputs)}, not {INPUT} float32 [batch, {_sizes(model.input_shape)}]"
             )
-        if not _fits(outputs[0], model.output, model.output_shape):
+        given = next((output for output in outputs if output.name == model.output), outputs[0])
+        if not _fits(given, model.output, model.output_shape):
             wanted = f"{model.output} float32 [batch, {_sizes(model.output_shape)}]"
             raise DataError(f"it gives {_listed(outputs)}, not {wanted}")
 
@@ -105,8 +106,10 @@ class GraphWitness:
         return Session(layers, self.optimize, foreign=self.foreign)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """The file's first output."""
-        return self.session.predict(images)
+        """The file's output: the model's, if it has several."""
+        names = self.session.outputs
+        name = self.model.output if self.model.output in names else names[0]
+        return self.session.run(images, [name])[name]
 
     def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """The outputs of the layers that the graph shows, by path."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,12 +32,16 @@ if TYPE_CHECKING:
     from export.artifacts import Source
 
 
+SEARCH = 2.0  # seconds a model
+
+
 @click.command(
     epilog="""\b
 Examples:
   zoo verify cnn-padded
   zoo verify cnn-padded --weights init --backend torch --layer conv2
   zoo verify cnn-padded --report verify.md --report junit.xml
+  zoo verify cnn-padded --search 60
   zoo verify runs/cnn-padded/torch --data mnist"""
 )
 @click.argument("models", nargs=-1, metavar="[MODEL]...", shell_complete=complete_model)
@@ -53,6 +58,23 @@ Examples:
 @click.option("--isolated", is_flag=True, help="Run every layer alone as well, not the culprit only.")
 @click.option(
     "--thorough", is_flag=True, help="--isolated, torch:compile, and more images for onnx.reference."
+)
+@click.option(
+    "--inputs-seed",
+    type=click.IntRange(0),
+    help="Of noise, greys, scales, sizes of batches, steps of the search [default: another every time].",
+)
+@click.option(
+    "--search",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help=f"How long to look for an image that shows a fault, for each model [default: {SEARCH:g}].",
+)
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    metavar="FILE.npy",
+    help="Look at these images instead of test images: float32 (N, C, H, W), such as a search has kept.",
 )
 @click.option(
     "--report",
@@ -77,8 +99,9 @@ def verify(
 
     Every witness gets the same weights and all test images: each backend, its own ONNX export, the
     zoo's export and the files that come with the weights, in onnxruntime with and without
-    optimisations and in onnx.reference. Exits 1 if any disagrees or crashes. With no --backend,
-    Keras' other engines are asked as well.
+    optimisations and in onnx.reference. Noise, extremes and batches of many sizes are drawn anew each time;
+    then random steps look for an image on which one of them fails. Exits 1 if any disagrees or crashes, or
+    a file is not what it says. With no --backend, Keras' other engines are asked as well.
     """
     check_packages()
     from backends.client import Workers
@@ -93,6 +116,9 @@ def verify(
     several = Several(models or documented())
     names = several.names
     weights, seed, out = options["weights"], options["seed"], options["out"]
+    if options["inputs_seed"] is None:
+        options["inputs_seed"] = _drawn_seed()
+    seconds = SEARCH if options["search"] is None else options["search"]
     found: list[dict[str, Any]] = []
     sources: dict[str, Source] = {}
     for name in names:
@@ -100,11 +126,16 @@ def verify(
             source = artifacts.find(name, weights, out, seed, terminal.say, whose)
             check_layers(source.model, layers)
             sources[name] = source
-    dataset = data.load(options["data"], options["data_dir"], terminal.say) if sources else data.digits()
+    wanted = sources and options["images"] is None
+    dataset = data.load(options["data"], options["data_dir"], terminal.say) if wanted else data.digits()
     with Workers() as workers:
         for name, source in sources.items():
             with several.going_on(name):
-                images, told = images_for(source.model, dataset, options["data"])
+                if options["images"] is None:
+                    images, told = images_for(source.model, dataset, options["data"])
+                else:
+                    images = artifacts.images_of(options["images"], source.model)
+                    told = f"{len(images):,} images of {options['images']}"
                 with _at_work(source.model.name) as at_work:
                     report = crosscheck.verify(
                         source.model,
@@ -117,10 +148,16 @@ def verify(
                         thorough=options["thorough"],
                         at_work=at_work,
                         workers=workers,
+                        inputs_seed=options["inputs_seed"],
+                        search=seconds,
                     )
                 report.origin, report.data = source.origin, told
                 same = "auto" if images is None else dataset.name
                 report.command = _command(name, source.run, same, backend_names, layers, options)
+                image = None if layers else artifacts.keep_image(source, report, out)
+                if image is not None:
+                    report.image = str(image)
+                    report.image_command = _at(image, report.command)
                 several.codes[name] = 0 if report.passed else 1
                 found.append(report.to_dict())
                 if not as_json:
@@ -138,6 +175,11 @@ def verify(
         runs.write_atomically(file, reports.rendered(file, found))
     if failed:
         sys.exit(failed)
+
+
+def _drawn_seed() -> int:
+    """A seed that nobody has chosen."""
+    return secrets.randbelow(2**31)
 
 
 def _command(
@@ -159,11 +201,25 @@ def _command(
         **(found if run is None else {}),
         "--data": data if options["data"] == "auto" else options["data"],
         "--data-dir": options["data_dir"],
+        "--images": options["images"],
+        "--inputs-seed": options["inputs_seed"],
+        "--search": None if options["search"] is None else f"{options['search']:g}",
     }
     pairs = [(option, str(value)) for option, value in chosen.items() if value is not None]
     pairs += [("--backend", name) for name in backend_names] + [("--layer", path) for path in layers]
     flags = [f"--{name}" for name in ("isolated", "thorough") if options[name]]
     return ["zoo", "verify", str(run or model), *(word for pair in pairs for word in pair), *flags]
+
+
+def _at(image: Path, command: Sequence[str]) -> list[str]:
+    """The command that looks at one image, and searches for no other."""
+    kept, words = [], iter(command)
+    for word in words:
+        if word in ("--data", "--data-dir", "--images", "--search"):
+            next(words)
+        else:
+            kept.append(word)
+    return [*kept, "--images", str(image), "--search", "0"]
 
 
 @contextmanager
