@@ -156,13 +156,7 @@ def random_weights(model: Model, choose: Chooser) -> Weights:
 
     Sometimes nothing is negative, so that sums are coherent, and sometimes the biases dominate.
     """
-    seed = choose.integer(0, 99)
-    weights = init_weights(model, seed)
-    for name, weight in iter_weights(model):
-        if weight.start is not None:  # or all channels would be alike
-            weights[name] += np.float32(0.8) * (2 * uniform(seed, name, weight.shape[0]) - 1).astype(
-                np.float32
-            )
+    weights = lively(model, choose.integer(0, 99))
     common = choose.choice(SCALES)
     apart, coherent, biased = (_rarely(choose) for _ in range(3))
     for name, array in weights.items():
@@ -171,6 +165,17 @@ def random_weights(model: Model, choose: Chooser) -> Weights:
             scale *= LARGE_BIAS
         positive = coherent or name.endswith(".running_var")
         weights[name] = np.float32(scale) * (np.abs(array) if positive else array)
+    return weights
+
+
+def lively(model: Model, seed: int) -> Weights:
+    """Initial weights, those disturbed that start all alike: otherwise all channels would be."""
+    weights = init_weights(model, seed)
+    for name, weight in iter_weights(model):
+        if weight.start is not None:
+            weights[name] += np.float32(0.8) * (2 * uniform(seed, name, weight.shape[0]) - 1).astype(
+                np.float32
+            )
     return weights
 
 

@@ -3,40 +3,63 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import zoo
 from backends.client import Worker
 from backends.planting import FAULTS as PLANTED
-from backends.planting import FRAMEWORKS
-from export.crosscheck import Verdict, examination
-from export.selftest import COMPARATORS, Score, rendering, score, scoring, sweep
-from export.selftest import faults as catalogue
+from backends.planting import FRAMEWORKS, planted_in
+from backends.reference import ReferenceNetwork
+from export.crosscheck import Verdict, compare, examination
+from export.crosscheck.inputs import noise
+from export.graph import serialize, to_onnx
+from export.selftest import (
+    COMPARATORS,
+    Score,
+    faults,
+    graph_faults,
+    mutants,
+    rendering,
+    score,
+    scoring,
+    sweep,
+)
 from export.selftest.comparators import Pair
+from export.selftest.exemplar import EXEMPLAR, exemplar
 from export.selftest.honest import Tally
+from export.session import Session
+from export.specs import lively
 from zoo.cli import main
-from zoo.errors import CheckFailed
+from zoo.errors import CheckFailed, DataError
 from zoo.layers import (
     AvgPool2d,
     BatchNorm,
+    Concat,
     Conv2d,
     Dense,
     Dropout,
     Flatten,
     HardSigmoid,
+    Join,
     Layer,
     LocalResponseNorm,
     MaxPool2d,
     Normalize,
     ReLU,
     ReLU6,
+    Residual,
+    Scale,
+    Sigmoid,
     Softmax,
+    Tanh,
 )
-from zoo.model import Model
+from zoo.model import Model, Node
 from zoo.recipe import SGD, Recipe
 
 SMALL = Model(
@@ -58,6 +81,43 @@ SMALL = Model(
     Recipe(SGD(0.1), batch_size=4, epochs=1),
 )
 
+# What the cross-check does not see yet. Whoever closes a gap takes its name out here.
+GAPS = {
+    "one weight lost",
+    "bend at 0.01",
+    "softmax without its maximum",
+    "code: softmax without its maximum",
+    "code: 1 more in a batch of 5",
+    "code: 1 more in a batch of 32",
+    *graph_faults.OCCASIONS,
+    *graph_faults.FILE,
+}
+
+SOME = {
+    "kernel flipped",
+    "bias dropped",
+    "weights off by 1e-3",
+    "weights in float16",
+    "ReLU missing",
+    "ReLU6",
+}
+PLAIN = {*SOME, *graph_faults.IMAGE, "softmax missing", "softmax over the batch", graph_faults.FROZEN}
+
+
+def _without_gaps(found: Score) -> Score:
+    """The same score of the faults that are no gaps."""
+    return replace(found, results=[result for result in found.results if result.fault not in GAPS])
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plant a few faults only, none of which is a gap."""
+    monkeypatch.setattr(
+        scoring,
+        "mutants",
+        lambda subject: (mutant for mutant in mutants.mutants(subject) if mutant.fault in PLAIN),
+    )
+
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, np.ndarray]:
@@ -71,13 +131,107 @@ def small(weights: dict[str, np.ndarray]) -> Score:
 
 
 def test_all_faults_of_files_are_caught_and_located(small: Score) -> None:
-    assert small.passed
-    assert rendering.wrong(small.to_dict()) == []
-    caught = small.of("caught")
-    assert len(caught) >= 50
-    assert small.located == small.sided == len(caught)
-    assert len({result.fault for result in small.results}) >= 35
-    assert set(catalogue.names()) == {result.fault for result in small.results}
+    seen = _without_gaps(small)
+    assert seen.passed
+    assert rendering.wrong(seen.to_dict()) == []
+    caught = seen.of("caught")
+    assert len(caught) >= 100
+    assert seen.located == seen.sided == len(caught)
+    assert len({result.fault for result in small.results}) >= 75
+    assert all(result.effect > scoring.EQUAL for result in caught)
+
+
+def test_the_gaps_are_those_that_are_known(small: Score) -> None:
+    """They fail the score, and each says what it changes in float64."""
+    assert not small.passed
+    missed = {result.fault for result in small.of("missed")}
+    assert missed == {fault for fault in GAPS if not fault.startswith("code: ")}
+    told = [sentence for sentence in rendering.wrong(small.to_dict()) if sentence.startswith("missed: ")]
+    assert len(told) == len(small.of("missed"))
+    assert all("in float64 it changes the output " in sentence for sentence in told)
+    effects = {result.fault: result.effect for result in small.of("missed")}
+    assert effects["black image: NaN"] == np.inf
+    assert 0.1 < effects["batch above 500: 1 more on a logit"] < 10
+    assert 1e-8 < effects["file: last bit of every weight"] < 1e-6
+
+
+def test_what_rounding_hides_is_told_apart(small: Score, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault that nobody caught and that changes less than honest float32: the score passes, and says so."""
+    noise = 1e-6
+    monkeypatch.setattr(scoring, "_noise", lambda subject: noise)
+    monkeypatch.setattr(examination, "compare", _blind)
+    weights = zoo.init_weights(SMALL, 1)
+    largest = float(np.abs(weights["conv1.weight"]).max())
+    monkeypatch.setitem(faults.REWEIGH, "a weight off by little", ((Conv2d,), _off_by(1e-7 * largest)))
+    monkeypatch.setitem(faults.REWEIGH, "a weight off by much", ((Conv2d,), _off_by(largest)))
+    found = score([(SMALL, weights)], [], faults=("a weight off by little", "a weight off by much"))
+    assert {(result.fault, result.state) for result in found.results} == {
+        ("a weight off by little", "hidden"),
+        ("a weight off by much", "missed"),
+    }
+    assert all((result.effect <= noise) == (result.state == "hidden") for result in found.results)
+    little = Score([], [*small.of("caught"), *found.of("hidden")])
+    assert little.passed
+    assert f"{len(found.of('hidden'))} were not caught and are hidden" in rendering.markdown(little.to_dict())
+
+
+def _off_by(much: float) -> faults.Reweigh:
+    def off(model: Model, w: Mapping[str, np.ndarray], node: Node) -> np.ndarray:
+        return w["weight"] + np.float32(much) * (np.arange(w["weight"].size) == 4).reshape(w["weight"].shape)
+
+    return off
+
+
+def _blind(got: np.ndarray, expected: np.ndarray, limit: object = None) -> object:
+    return compare(got, expected, 1.0)
+
+
+def test_every_fault_is_possible_somewhere() -> None:
+    """In the small model or in the one with every layer: none is dead code, and most graphs can be run."""
+    proto = {model.name: to_onnx(model, w) for model, w in ((SMALL, zoo.init_weights(SMALL, 1)), exemplar())}
+    for fault in faults.names():
+        made = [
+            change
+            for model, w in ((SMALL, zoo.init_weights(SMALL, 1)), exemplar())
+            for change in faults.changes(fault, model, w)
+        ]
+        assert made, fault
+    for fault in graph_faults.names():
+        graphs = [
+            graph
+            for model in (SMALL, EXEMPLAR)
+            for graph, _ in graph_faults.graphs(fault, proto[model.name], model)
+        ]
+        if fault in graph_faults.OCCASIONS:
+            graphs = [graph_faults.occasional(fault, proto["every-layer"], EXEMPLAR, "dense2")]
+        if fault in graph_faults.FILE:
+            graphs = [graph_faults.FILE[fault](proto["every-layer"], *exemplar())]
+        assert graphs, fault
+        assert any(map(_runs, graphs)), fault
+
+
+def _runs(graph: onnx.ModelProto) -> bool:
+    try:
+        Session(serialize(graph))
+    except DataError:
+        return False
+    return True
+
+
+def test_the_score_may_be_of_some_faults_alone() -> None:
+    model, w = exemplar()
+    some = ("gate lost", "shortcut added twice", "joined in another order", "clipped at 5.99")
+    found = score([(model, w)], [], faults=some)
+    assert [result.fault for result in found.results] == [
+        "clipped at 5.99",
+        "shortcut added twice",
+        "gate lost",
+        "gate lost",
+        "joined in another order",
+    ]
+    assert found.passed
+    assert found.located == len(found.results)
+    assert {result.kind for result in found.results} == {"ReLU6", "Residual", "Scale", "Concat"}
 
 
 def test_mutants_that_compute_the_same_do_not_count(small: Score) -> None:
@@ -124,7 +278,7 @@ def test_a_mutant_that_nobody_can_judge_is_an_error(
 
 
 def test_neighbours_miss_some(small: Score) -> None:
-    data = small.to_dict()
+    data = _without_gaps(small).to_dict()
     assert data["comparators"].keys() == COMPARATORS.keys()
     for name in ("ones as input", "atol 5e-3", "same classes"):
         assert data["comparators"][name] < data["caught"], name
@@ -140,7 +294,7 @@ def test_a_blind_cross_check_fails_its_own_test(
         return real(got, expected, 5e-2 * (1 + np.abs(expected).max()))
 
     monkeypatch.setattr(examination, "compare", wide)
-    blind = score([(SMALL, weights)], [])
+    blind = score([(SMALL, weights)], [], faults=SOME)
     assert not blind.passed
     assert len(blind.of("missed")) > 3
     assert any(sentence.startswith("missed: small, ") for sentence in rendering.wrong(blind.to_dict()))
@@ -151,7 +305,7 @@ def test_blaming_the_wrong_layer_fails_as_well(
     weights: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Verdict, "culprit", property(lambda verdict: "conv1"))
-    lost = score([(SMALL, weights)], [])
+    lost = score([(SMALL, weights)], [], faults=SOME)
     assert lost.of("missed") == []
     assert not lost.passed
     assert lost.located < scoring.LOCATED * len(lost.of("caught"))
@@ -163,14 +317,14 @@ def test_an_accused_honest_witness_fails_it(
 ) -> None:
     real = examination.compare
     monkeypatch.setattr(examination, "compare", lambda got, expected, limit=None: real(got, expected, 1e-12))
-    accused = score([(SMALL, weights)], [])
+    accused = score([(SMALL, weights)], [], faults=SOME)
     assert accused.false_alarms[0] == "small: onnx direct"
     assert not accused.passed
 
 
 def test_the_table_and_the_totals_agree(small: Score) -> None:
-    data = json.loads(json.dumps(small.to_dict()))
-    for state in ("caught", "missed", "crashed", "equivalent"):
+    data = json.loads(json.dumps(_without_gaps(small).to_dict()))
+    for state in scoring.STATES:
         assert sum(row[state] for row in data["table"]) == data[state]
     assert sum(row["located"] for row in data["table"]) == data["located"]
     text, page = rendering.terminal_lines(data), rendering.markdown(data)
@@ -214,44 +368,70 @@ def test_what_comparators_do_not_see(mixed: np.ndarray, ones: np.ndarray, conten
     assert [name for name, comparator in COMPARATORS.items() if comparator(*pairs)] == content
 
 
+TINY = Model(  # with every kind of layer whose code can have a planted fault
+    "tiny",
+    (2, 6, 5),
+    (
+        Normalize((0.5, 0.4), (4.0, 3.0)),
+        Conv2d(4, 3, padding=1),
+        BatchNorm(1e-2),
+        Residual((ReLU(), Tanh())),  # its ReLU must not write over the shortcut
+        MaxPool2d(2, 1),
+        Scale((Sigmoid(),)),
+        AvgPool2d(2, 1, 1),
+        Concat(((Dropout(0.5),), ())),
+        Flatten(),
+        Dense(5),
+        Softmax(),
+    ),
+    SMALL.recipe,
+    labels=tuple("abcde"),
+)
+
+
 @pytest.mark.parametrize("fault", PLANTED)
-def test_planted_faults_of_code_come_and_go(
-    fault: str, worker: Worker, weights: dict[str, np.ndarray]
-) -> None:
-    images = scoring.images(SMALL)
-    honest = worker.build(SMALL, weights).predict(images)
+def test_planted_faults_of_code_come_and_go(fault: str, worker: Worker) -> None:
+    """The first layer that differs is of the kind that has the fault; afterwards everything is as it was."""
+    if fault not in planted_in(worker.backend):
+        pytest.skip(f"{worker.backend} cannot have it")
+    kind, *_ = PLANTED[fault]
+    weights = {name: 2 * array for name, array in lively(TINY, 1).items()}
+    images = noise(TINY, 5 if "of 5" in fault else 32)
+    expected = ReferenceNetwork(TINY, weights).activations(images)
     worker.ask("plant", fault=fault)
     try:
-        faulty = worker.build(SMALL, weights)
-        apart = {
-            path: float(np.abs(array - expected).max())
-            for (path, array), expected in zip(
-                faulty.activations(images).items(), _reference(weights, images), strict=True
-            )
-        }
-        outputs = faulty.predict(images)
+        faulty = worker.build(TINY, weights)
+        faulty.predict(images[::-1])  # a call before
+        outputs, inside = faulty.predict(images), faulty.activations(images)
     finally:
         worker.ask("plant", fault="")
-    kind, *_ = PLANTED[fault]
-    first = next(path for path, difference in apart.items() if difference > 1e-4)
-    assert isinstance(next(node.layer for node in SMALL.walk() if node.path == first), kind)
-    assert np.abs(outputs - honest).max() > 1e-5
-    np.testing.assert_array_equal(worker.build(SMALL, weights).predict(images), honest)
+    right = expected["softmax1"]
+    np.testing.assert_allclose(worker.build(TINY, weights).predict(images), right, atol=1e-5)
+    if fault in (*ALIKE, "code: softmax without its maximum"):
+        return
+    apart = {path: float(np.abs(array - expected[path]).max()) for path, array in inside.items()}
+    assert max(float(np.abs(outputs - right).max()), *apart.values()) > 3e-5
+    first = next((path for path, difference in apart.items() if difference > 1e-4), "")
+    if fault == mutants.OVERWRITES:
+        assert first == "batchnorm1"
+    elif fault == "code: output of the call before":
+        assert first == ""  # the call before was of the same images
+    elif first or not issubclass(kind, Join):  # a join's own code may not be asked for its activation
+        assert isinstance(next(node.layer for node in TINY.walk() if node.path == first), kind)
 
 
-def _reference(weights: dict[str, np.ndarray], images: np.ndarray) -> Iterator[np.ndarray]:
-    from backends.reference import ReferenceNetwork
-
-    return iter(ReferenceNetwork(SMALL, weights).activations(images).values())
+# On these images they compute what they should.
+ALIKE = ("code: small numbers flushed at 1e-30",)
 
 
 def test_a_backend_with_faults(framework: str, weights: dict[str, np.ndarray]) -> None:
     """Faults in a backend, in its code, in its exporter and in the reference."""
-    found = score([(SMALL, weights)], [framework])
+    code = {"code: kernel read transposed", "code: ReLU forgotten", "code: products of bfloat16"}
+    found = score([(SMALL, weights)], [framework], faults={*code, *faults.names()} - faults.SMALL)
     assert rendering.wrong(found.to_dict()) == []
     places = {result.place for result in found.of("caught")}
     assert places == {"export", framework, f"{framework} exporter", "reference"}
-    assert {result.fault for result in found.of("caught")} >= set(PLANTED)
+    assert {result.fault for result in found.of("caught")} >= code
 
 
 def test_the_score_keeps_to_the_schema(small: Score) -> None:
@@ -278,6 +458,7 @@ def _spec_file(folder: Path) -> str:
     return str(path)
 
 
+@pytest.mark.usefixtures("plain")
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [str(tmp_path / "score.json"), str(tmp_path / "score.md")]
     arguments = [_spec_file(tmp_path), "-b", "reference", "--honest", "3", "--generator", "random", "--json"]
@@ -291,6 +472,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert Path(files[1]).read_text() == rendering.markdown(data)
 
 
+@pytest.mark.usefixtures("plain")
 def test_a_fault_that_is_missed_exits_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -324,6 +506,7 @@ def test_one_honest_case_is_repeated_by_a_command(capsys: pytest.CaptureFixture[
     assert data["honest"]["generators"][0]["worst_of"].startswith("trained, seed 17: ")
 
 
+@pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("layers", [(Flatten(),), (Flatten(), Softmax()), (ReLU(),)], ids=["1", "2", "3"])
 def test_models_without_weights(layers: tuple[Layer, ...]) -> None:
     labels = tuple("abcd") if isinstance(layers[0], Flatten) else ()

@@ -1,35 +1,47 @@
-"""The known faults: mistakes that exporters, converters and backends have made, one function each.
+"""The known faults of weights and of specs: mistakes that exporters, converters and backends have made.
 
-A fault changes canonical weights (`reweigh`), the spec (`respec`) or an ONNX graph (`regraph`); the first
-two go into backends and ONNX files alike. Faults in a framework's own code stand in backends/planting.py.
-Every rule gives None where the fault cannot be: a kernel of one row cannot be read upside down.
-In a changed spec every layer keeps the path it had, and each fault says at which paths it shows first.
+A fault changes canonical weights (`reweigh`) or the spec (`respec`), and goes into backends, ONNX files and
+the judge alike; a small one into one of them by turns. Faults of a graph or a file stand in graph_faults.py,
+those in a framework's own code in backends/planting.py. Every rule gives None where the fault cannot be: a
+kernel of one row cannot be read upside down. In a changed spec every layer keeps the path it had, and each
+fault says at which paths it shows first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from export.graph import INPUT, tensor_name
 from zoo.errors import ZooError
 from zoo.layers import (
+    ELU,
+    GELU,
     AvgPool2d,
+    BatchNorm,
+    Concat,
     Conv2d,
     Dense,
     Dropout,
     Flatten,
+    HardSigmoid,
+    HardSwish,
+    Join,
     Layer,
+    LeakyReLU,
+    LocalResponseNorm,
     MaxPool2d,
     Normalize,
     ReLU,
+    Residual,
+    Scale,
+    Sigmoid,
+    SiLU,
     Softmax,
+    Tanh,
 )
 from zoo.model import Model, Node, iter_weights
 from zoo.randomness import uniform
@@ -53,22 +65,25 @@ class Change:
 Site = tuple[Model, Weights, Node]
 Reweigh = Callable[[Model, Mapping[str, Array], Node], Array | dict[str, Array] | None]
 Respec = Callable[[Model, Node], list[Layer] | None]
-Regraph = Callable[[GraphProto, NodeProto, Node], bool]
 
 REWEIGH: dict[str, tuple[tuple[type[Layer], ...], Reweigh]] = {}
 RESPEC: dict[str, tuple[tuple[type[Layer], ...], Respec]] = {}
-REGRAPH: dict[str, tuple[tuple[type[Layer], ...], Regraph]] = {}
+SWAPPED = "two layers swapped"
+SMALL: set[str] = set()  # small faults, which are planted in one of the places by turns
 
 
 def names() -> list[str]:
     """The names of all faults of this module."""
-    return list(dict.fromkeys([*REWEIGH, *WHOLE, "two layers swapped", *RESPEC, *REGRAPH, *IMAGE, FROZEN]))
+    return [*REWEIGH, *WHOLE, SWAPPED, *RESPEC]
 
 
 # --- faults of weights: each gives the other weight, or several by their names within the layer
 
 
-def _reweigh(name: str, *layers: type[Layer]) -> Callable[[Reweigh], Reweigh]:
+def _reweigh(name: str, *layers: type[Layer], small: bool = False) -> Callable[[Reweigh], Reweigh]:
+    if small:
+        SMALL.add(name)
+
     def register(rule: Reweigh) -> Reweigh:
         REWEIGH[name] = (layers, rule)
         return rule
@@ -171,6 +186,107 @@ def _int8(model: Model, w: Mapping[str, Array], node: Node) -> Array | None:
     return np.round(w["weight"] / step) * step
 
 
+@_reweigh("weights of one layer in TF32", Conv2d, Dense, small=True)
+def _tf32(model: Model, w: Mapping[str, Array], node: Node) -> Array | None:
+    """10 bits after the point of the mantissa."""
+    bits = np.ascontiguousarray(w["weight"], np.float32).view(np.uint32)
+    return ((bits + 0x1000) & 0xFFFFE000).astype(np.uint32).view(np.float32)
+
+
+def _one_weight_off(share: float) -> Reweigh:
+    def off(model: Model, w: Mapping[str, Array], node: Node) -> Array | None:
+        array = w["weight"].copy()
+        array.flat[np.abs(array).argmax()] *= 1 + share
+        return array
+
+    return off
+
+
+_reweigh("one weight off by 1e-3", Conv2d, Dense, small=True)(_one_weight_off(1e-3))
+_reweigh("one weight off by 1e-4", Conv2d, Dense, small=True)(_one_weight_off(1e-4))
+
+
+@_reweigh("one weight lost", Conv2d, Dense, small=True)
+def _one_lost(model: Model, w: Mapping[str, Array], node: Node) -> Array | None:
+    """The one of middle size."""
+    array = w["weight"].copy()
+    array.flat[np.argsort(np.abs(array), axis=None)[array.size // 2]] = 0
+    return array
+
+
+@_reweigh("one bias lost", Conv2d, Dense, small=True)
+def _one_bias(model: Model, w: Mapping[str, Array], node: Node) -> dict[str, Array] | None:
+    if "bias" not in w:
+        return None
+    bias = w["bias"].copy()
+    bias[np.abs(bias).argmax()] = 0
+    return {"bias": bias}
+
+
+@_reweigh("two channels exchanged", Conv2d, Dense, small=True)
+def _two_channels(model: Model, w: Mapping[str, Array], node: Node) -> dict[str, Array] | None:
+    """The first two filters or units with their biases."""
+    order = [1, 0, *range(2, len(w["weight"]))]
+    return {name: array[order] for name, array in w.items()} if len(order) == len(w["weight"]) else None
+
+
+@_reweigh("channels shuffled", Conv2d, small=True)
+def _shuffled(model: Model, w: Mapping[str, Array], node: Node) -> Array | None:
+    """As ShuffleNet does with two groups: 0, 2, 4, ..., 1, 3, 5, ..."""
+    kernel = w["weight"]
+    return kernel[np.r_[0 : len(kernel) : 2, 1 : len(kernel) : 2]] if len(kernel) > 2 else None
+
+
+@_reweigh("last filter off by 1e-3", Conv2d, Dense, small=True)
+def _last_filter(model: Model, w: Mapping[str, Array], node: Node) -> Array | None:
+    array = w["weight"].copy()
+    array[-1] *= 1 + 1e-3
+    return array
+
+
+@_reweigh("one filter flipped", Conv2d, small=True)
+def _one_flipped(model: Model, w: Mapping[str, Array], node: Node) -> Array | None:
+    kernel = w["weight"].copy()
+    kernel[0] = kernel[0, :, ::-1, ::-1]
+    return kernel
+
+
+@_reweigh("last row of the kernel lost", Conv2d, small=True)
+def _last_row(model: Model, w: Mapping[str, Array], node: Node) -> Array | None:
+    kernel = w["weight"].copy()
+    kernel[:, :, -1] = 0
+    return kernel if kernel.shape[2] > 1 else None
+
+
+@_reweigh("one block of the matrix transposed", Dense, small=True)
+def _block(model: Model, w: Mapping[str, Array], node: Node) -> Array | None:
+    matrix, size = w["weight"].copy(), min(8, *w["weight"].shape)
+    matrix[:size, :size] = matrix[:size, :size].T
+    return matrix
+
+
+@_reweigh("indices wrap at 256", Conv2d, Dense, small=True)
+def _wrapped(model: Model, w: Mapping[str, Array], node: Node) -> Array | None:
+    """Weight number n is number n modulo 256, as an index of one byte reads it."""
+    flat = w["weight"].reshape(-1)
+    return flat[np.arange(flat.size) % 256].reshape(w["weight"].shape) if flat.size > 256 else None
+
+
+@_reweigh("variance taken for the deviation", BatchNorm, small=True)
+def _deviation(model: Model, w: Mapping[str, Array], node: Node) -> dict[str, Array] | None:
+    return {"running_var": w["running_var"] ** 2}
+
+
+@_reweigh("running mean lost", BatchNorm, small=True)
+def _no_mean(model: Model, w: Mapping[str, Array], node: Node) -> dict[str, Array] | None:
+    return {"running_mean": 0 * w["running_mean"]}
+
+
+@_reweigh("scale of the normalisation lost", BatchNorm, small=True)
+def _no_gamma(model: Model, w: Mapping[str, Array], node: Node) -> Array | None:
+    return np.ones_like(w["weight"])
+
+
 # --- faults of all weights at once
 
 
@@ -202,7 +318,10 @@ WHOLE: dict[str, Callable[[Model, Weights], Weights]] = {
 # --- faults of the spec: each gives the layers that stand in one layer's place
 
 
-def _respec(name: str, *layers: type[Layer]) -> Callable[[Respec], Respec]:
+def _respec(name: str, *layers: type[Layer], small: bool = False) -> Callable[[Respec], Respec]:
+    if small:
+        SMALL.add(name)
+
     def register(rule: Respec) -> Respec:
         RESPEC[name] = (layers, rule)
         return rule
@@ -274,25 +393,144 @@ def _nothing(node: Node) -> Layer:
     return Dropout(0.0, name=node.path)
 
 
+def _other_fields(name: str, kind: type[Layer], **fields: Callable[[Any], Any]) -> None:
+    """A fault that makes another number of each of these fields of a layer; none where it stays the same."""
+
+    def changed(model: Model, node: Node) -> list[Layer] | None:
+        layer: Any = node.layer
+        other = replace(
+            layer, name=node.path, **{key: change(getattr(layer, key)) for key, change in fields.items()}
+        )
+        return [other] if other != replace(layer, name=node.path) else None
+
+    _respec(name, kind, small=True)(changed)
+
+
+def _instead(name: str, kind: type[Layer], other: Layer) -> None:
+    """A fault that puts another layer in a layer's place; none where it is that already."""
+    _respec(name, kind, small=True)(
+        lambda model, node: (
+            [replace(other, name=node.path)]
+            if replace(other, name=node.path) != replace(node.layer, name=node.path)
+            else None
+        )
+    )
+
+
+_other_fields("epsilon off by 10 %", BatchNorm, epsilon=lambda epsilon: 1.1 * epsilon)
+_other_fields("epsilon of 1e-3", BatchNorm, epsilon=lambda _: 1e-3)
+_other_fields("slope off by 1 %", LeakyReLU, slope=lambda slope: 1.01 * slope)
+_other_fields("alpha off by 1 %", ELU, alpha=lambda alpha: 1.01 * alpha)
+_other_fields("exponent of 0.5", LocalResponseNorm, beta=lambda _: 0.5)
+_other_fields("fewer channels around", LocalResponseNorm, size=lambda size: max(1, size - 2))
+_other_fields("mean counts its padding", AvgPool2d, count_padding=lambda counted: not counted)
+_instead("GELU by the other formula", GELU, GELU("tanh"))
+_instead("hard swish instead of SiLU", SiLU, HardSwish())
+_instead("SiLU instead of hard swish", HardSwish, SiLU())
+_instead("hard sigmoid instead of sigmoid", Sigmoid, HardSigmoid())
+_instead("sigmoid instead of hard sigmoid", HardSigmoid, Sigmoid())
+_instead("sigmoid instead of tanh", Tanh, Sigmoid())
+
+
+@_respec("window smaller by one", MaxPool2d, AvgPool2d, small=True)
+def _smaller_window(model: Model, node: Node) -> list[Layer] | None:
+    layer: Any = node.layer
+    if min(layer.size) < 2:
+        return None
+    return [replace(layer, name=node.path, size=tuple(n - 1 for n in layer.size))]
+
+
+@_respec("dilation forgotten", Conv2d, small=True)
+def _undilated(model: Model, node: Node) -> list[Layer] | None:
+    """The kernel stays in the middle, so that the shape is the same."""
+    layer: Any = node.layer
+    missing = [(d - 1) * (k - 1) for d, k in zip(layer.dilation, layer.kernel, strict=True)]
+    if not any(missing):
+        return None
+    top, left, bottom, right = layer.padding
+    before = [n // 2 for n in missing]
+    sides = (
+        top - before[0],
+        left - before[1],
+        bottom - missing[0] + before[0],
+        right - missing[1] + before[1],
+    )
+    return [replace(layer, name=node.path, dilation=1, padding=sides)]
+
+
 def swaps(model: Model) -> Iterator[tuple[str, str]]:
-    """The neighbouring layers that could change places: both orders have the same shapes and weights."""
-    nodes = model.walk()
-    for first, second in pairwise(nodes):
-        changed = swapped(model, first.path)
+    """The layers that could change places with the next in their chain: same shapes and weights both ways."""
+    for node in model.walk():
+        changed = swapped(model, node.path)
         if changed is not None:
-            yield first.path, second.path
+            yield node.path, _next_in_chain(model, node.path)
+
+
+def _next_in_chain(model: Model, path: str) -> str:
+    found = ""
+
+    def look(chain: Chain) -> Chain:
+        nonlocal found
+        paths = [other for other, _ in chain]
+        if path in paths[:-1]:
+            found = paths[paths.index(path) + 1]
+        return chain
+
+    rebuilt(model, look)
+    return found
 
 
 def swapped(model: Model, path: str) -> Model | None:
     """The model with one layer and the next in each other's place; None if they do not fit there."""
-    layers = [replace(node.layer, name=node.path) for node in model.walk()]
-    index = next(i for i, node in enumerate(model.walk()) if node.path == path)
-    layers[index : index + 2] = reversed(layers[index : index + 2])
-    try:
-        changed = replace(model, layers=tuple(layers))
-    except ZooError:
+
+    def swap(chain: Chain) -> Chain:
+        index = next((i for i, (other, _) in enumerate(chain) if other == path), len(chain))
+        return [*chain[:index], *reversed(chain[index : index + 2]), *chain[index + 2 :]]
+
+    changed = rebuilt(model, swap)
+    if changed is None or changed.layers == rebuilt(model, list).layers:  # type: ignore[union-attr]
         return None
     return changed if _shapes(changed) == _shapes(model) and model.output == changed.output else None
+
+
+Chain = list[tuple[str, Layer]]
+
+
+def rebuilt(model: Model, edit: Callable[[Chain], Chain]) -> Model | None:
+    """The model with every chain of layers edited, branches too; None if the layers do not fit then.
+
+    edit: takes and gives pairs of path and layer; the layer's name is the last part of its path.
+    """
+
+    def chain(layers: Sequence[Layer], scope: str) -> tuple[Layer, ...]:
+        named: Chain = []
+        counts: Counter[str] = Counter()
+        for layer in layers:
+            counts[layer.kind] += 1
+            name = layer.name or f"{layer.kind}{counts[layer.kind]}"
+            path = scope + name
+            if isinstance(layer, Join):
+                layer = _with_branches(
+                    layer, [chain(inner, f"{path}.{branch}.") for branch, inner in layer.chains().items()]
+                )
+            named.append((path, replace(layer, name=name)))
+        return tuple(layer for _, layer in edit(named))
+
+    try:
+        return replace(model, layers=chain(model.layers, ""))
+    except ZooError:
+        return None
+
+
+def _with_branches(layer: Join, branches: list[tuple[Layer, ...]]) -> Join:
+    match layer:
+        case Residual():
+            return Residual(*branches, name=layer.name)
+        case Concat():
+            return Concat(branches, name=layer.name)
+        case Scale():
+            return Scale(branches[1], name=layer.name)
+    raise AssertionError(f"how the branches of a {type(layer).__name__} are told is not known here")
 
 
 def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
@@ -311,37 +549,46 @@ def changes(fault: str, model: Model, weights: Weights) -> Iterator[Change]:
         differ = [path for path in weighted if not _same(_own(changed, path), _own(weights, path))]
         if differ:
             yield Change(model, changed, frozenset(differ[:1]))
-    elif fault == "two layers swapped":
+    elif fault == SWAPPED:
         for first, second in swaps(model):
             other = swapped(model, first)
             if other is not None:
-                yield Change(other, weights, frozenset((first, second)))
+                inside = (f"{first}.", f"{second}.")  # of a join, the layers in its branches
+                shown = [node.path for node in model.walk() if node.path.startswith(inside)]
+                yield Change(other, weights, frozenset((first, second, *shown)))
     elif fault in REWEIGH:
         layers, reweigh = REWEIGH[fault]
-        for node in _sites(model, layers):
+        for node in sites(model, layers):
             found = reweigh(model, _own(weights, node.path), node)
             if found is not None:
-                yield Change(model, _with(weights, node.path, found), frozenset((node.path,)))
+                changed = _with(weights, node.path, found)
+                if not _same(changed, weights):
+                    yield Change(model, changed, frozenset((node.path,)))
     elif fault in RESPEC:
         layers, respec = RESPEC[fault]
-        for node in _sites(model, layers):
-            put = respec(model, node)
+        for node in sites(model, layers):
+            try:
+                put = respec(model, node)
+            except ZooError:  # there is no such layer
+                continue
             if put is not None:
                 yield Change(_replaced(model, node, put), weights, frozenset((node.path,)))
 
 
 def _replaced(model: Model, node: Node, put: list[Layer]) -> Model | None:
-    layers: list[Layer] = []
-    for other in model.walk():
-        layers += put if other.path == node.path else [replace(other.layer, name=other.path)]
-    try:
-        changed = replace(model, layers=tuple(layers))
-    except ZooError:
-        return None
-    return changed if _shapes(changed) == _shapes(model) else None
+    """The model with other layers in one layer's place; the one of its path keeps its name."""
+    name = node.path.rpartition(".")[2]
+    new = [(node.path, replace(layer, name=name) if layer.name == node.path else layer) for layer in put]
+
+    def exchange(chain: Chain) -> Chain:
+        return [pair for path, layer in chain for pair in (new if path == node.path else [(path, layer)])]
+
+    changed = rebuilt(model, exchange)
+    return changed if changed is not None and _shapes(changed) == _shapes(model) else None
 
 
-def _sites(model: Model, layers: tuple[type[Layer], ...]) -> Iterator[Node]:
+def sites(model: Model, layers: tuple[type[Layer], ...]) -> Iterator[Node]:
+    """The layers of some kinds."""
     return (node for node in model.walk() if isinstance(node.layer, layers))
 
 
@@ -358,217 +605,3 @@ def _with(weights: Weights, path: str, found: Array | dict[str, Array]) -> Weigh
     own = found if isinstance(found, dict) else {"weight": found}
     new = {f"{path}.{name}": np.ascontiguousarray(array, np.float32) for name, array in own.items()}
     return {**weights, **new}
-
-
-# --- faults of a graph: each alters the node that gives a layer's output
-
-
-def _regraph(name: str, *layers: type[Layer]) -> Callable[[Regraph], Regraph]:
-    def register(rule: Regraph) -> Regraph:
-        REGRAPH[name] = (layers, rule)
-        return rule
-
-    return register
-
-
-def _operator(kind: str, **attributes: Any) -> Regraph:
-    def regraph(graph: GraphProto, node: NodeProto, place: Node) -> bool:
-        node.op_type = kind
-        del node.attribute[:]
-        node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
-        return True
-
-    return regraph
-
-
-_regraph("leaky ReLU", ReLU)(_operator("LeakyRelu", alpha=0.01))
-_regraph("sigmoid instead of ReLU", ReLU)(_operator("Sigmoid"))
-_regraph("softmax missing", Softmax)(_operator("Identity"))
-_regraph("log-softmax", Softmax)(_operator("LogSoftmax", axis=1))
-_regraph("softmax over the batch", Softmax)(_operator("Softmax", axis=0))
-
-
-@_regraph("ReLU6", ReLU)
-def _relu6(graph: GraphProto, node: NodeProto, place: Node) -> bool:
-    node.op_type = "Clip"
-    node.input.extend([_constant(graph, "zero", 0.0), _constant(graph, "six", 6.0)])
-    return True
-
-
-@_regraph("ceil mode", MaxPool2d, AvgPool2d)
-def _ceil(graph: GraphProto, node: NodeProto, place: Node) -> bool:
-    node.attribute.append(helper.make_attribute("ceil_mode", 1))
-    return True
-
-
-@_regraph("dropout active", Dropout)
-def _active(graph: GraphProto, node: NodeProto, place: Node) -> bool:
-    node.op_type = "Dropout"
-    on = numpy_helper.from_array(np.array(True), "on")
-    graph.initializer.append(on)
-    node.input.extend([_constant(graph, "rate", place.layer.rate), "on"])  # type: ignore[attr-defined]
-    node.attribute.append(helper.make_attribute("seed", 1))
-    return bool(place.layer.rate)  # type: ignore[attr-defined]
-
-
-@_regraph("dropout scales at inference", Dropout)
-def _scaled(graph: GraphProto, node: NodeProto, place: Node) -> bool:
-    node.op_type = "Mul"
-    node.input.append(_constant(graph, "kept", 1 - place.layer.rate))  # type: ignore[attr-defined]
-    return True
-
-
-@_regraph("features in (H, W, C) order", Flatten)
-def _hwc(graph: GraphProto, node: NodeProto, place: Node) -> bool:
-    _insert(graph, node, "Transpose", perm=[0, 2, 3, 1])
-    return True
-
-
-@_regraph("ReLU on the logits", Dense)
-def _relu_on_logits(graph: GraphProto, node: NodeProto, place: Node) -> bool:
-    after = [other.op_type for other in graph.node if node.output[0] in other.input]
-    if set(after) - {"Softmax"}:
-        return False
-    _append(graph, node, "Relu")
-    return True
-
-
-@_regraph("a layer's output in float16", Conv2d, Dense)
-def _half(graph: GraphProto, node: NodeProto, place: Node) -> bool:
-    _append(graph, node, "Cast", to=onnx.TensorProto.FLOAT16)
-    _append(graph, _producer(graph, node, place), "Cast", to=onnx.TensorProto.FLOAT)
-    return True
-
-
-@_regraph("the first image's result for all", Flatten)
-def _first_for_all(graph: GraphProto, node: NodeProto, place: Node) -> bool:
-    """y = 0 x + row 0 of x: a batch that was frozen to 1 and is broadcast."""
-    y, x = node.output[0], f"{place.path}.all"
-    _rename_output(node, x)
-    index = numpy_helper.from_array(np.array([0]), f"{place.path}.index")
-    graph.initializer.append(index)
-    added = [
-        helper.make_node("Gather", [x, index.name], [f"{place.path}.row"], axis=0),
-        helper.make_node("Mul", [x, _constant(graph, f"{place.path}.nothing", 0.0)], [f"{place.path}.zeros"]),
-        helper.make_node("Add", [f"{place.path}.zeros", f"{place.path}.row"], [y]),
-    ]
-    _after(graph, node, added)
-    return True
-
-
-@_regraph("rows that depend on their neighbours", Flatten)
-def _batch_mean(graph: GraphProto, node: NodeProto, place: Node) -> bool:
-    """y = x - 0.01 of the batch's mean."""
-    y, x = node.output[0], f"{place.path}.all"
-    _rename_output(node, x)
-    axes = numpy_helper.from_array(np.array([0]), f"{place.path}.axes")
-    graph.initializer.append(axes)
-    small = _constant(graph, f"{place.path}.small", 0.01)
-    added = [
-        helper.make_node("ReduceMean", [x, axes.name], [f"{place.path}.mean"], keepdims=1),
-        helper.make_node("Mul", [f"{place.path}.mean", small], [f"{place.path}.part"]),
-        helper.make_node("Sub", [x, f"{place.path}.part"], [y]),
-    ]
-    _after(graph, node, added)
-    return True
-
-
-def _pixels_of_255(graph: GraphProto) -> None:
-    _at_entrance(graph, "Mul", [_constant(graph, "white", 255.0)])
-
-
-def _inverted(graph: GraphProto) -> None:
-    _at_entrance(graph, "Sub", [_constant(graph, "white", 1.0)], first=False)
-
-
-def _turned(graph: GraphProto) -> None:
-    _at_entrance(graph, "Transpose", [], perm=[0, 1, 3, 2])
-
-
-IMAGE: dict[str, Callable[[GraphProto], None]] = {
-    "pixels taken for 0 to 255": _pixels_of_255,
-    "ink and paper exchanged": _inverted,
-    "image height and width exchanged": _turned,
-}
-FROZEN = "batch frozen to 1"
-
-
-def graphs(fault: str, proto: ModelProto, model: Model) -> Iterator[tuple[ModelProto, str]]:
-    """All graphs that a fault of graphs makes of the direct export, each with the path it shows at."""
-    if fault in IMAGE or fault == FROZEN:
-        changed = _copy(proto)
-        if fault == FROZEN:
-            changed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-        else:
-            IMAGE[fault](changed.graph)
-        yield changed, model.walk()[0].path
-    if fault in REGRAPH:
-        layers, regraph = REGRAPH[fault]
-        for place in _sites(model, layers):
-            changed = _copy(proto)
-            node = next(n for n in changed.graph.node if tensor_name(model, place.path) in n.output)
-            if regraph(changed.graph, node, place):
-                yield changed, place.path
-
-
-def reweighed(proto: ModelProto, weights: Mapping[str, Array]) -> ModelProto:
-    """A graph with other weights in place of those of the same names, transposed where it has them so."""
-    changed = _copy(proto)
-    for tensor in changed.graph.initializer:
-        name = tensor.name.removesuffix(".T")
-        if name in weights:
-            array = weights[name] if name == tensor.name else weights[name].T
-            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
-    return changed
-
-
-def _copy(proto: ModelProto) -> ModelProto:
-    changed = ModelProto()
-    changed.CopyFrom(proto)
-    return changed
-
-
-def _constant(graph: GraphProto, name: str, value: float) -> str:
-    graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
-    return name
-
-
-def _insert(graph: GraphProto, node: NodeProto, kind: str, **attributes: Any) -> None:
-    """Put an operator before a node."""
-    before = f"{node.name}.before"
-    added = helper.make_node(kind, [node.input[0]], [before], **attributes)
-    node.input[0] = before
-    graph.node.insert(list(graph.node).index(node), added)
-
-
-def _append(graph: GraphProto, node: NodeProto, kind: str, **attributes: Any) -> None:
-    """Put an operator behind a node; it gives the node's output."""
-    y = node.output[0]
-    inner = f"{y}.{kind}.{len(graph.node)}"
-    _rename_output(node, inner)
-    _after(graph, node, [helper.make_node(kind, [inner], [y], inner, **attributes)])
-
-
-def _producer(graph: GraphProto, node: NodeProto, place: Node) -> NodeProto:
-    """The node that now gives what `node` gave before something was put behind it."""
-    return next(other for other in graph.node if node.output[0] in other.input)
-
-
-def _rename_output(node: NodeProto, name: str) -> None:
-    node.output[0] = name
-
-
-def _after(graph: GraphProto, node: NodeProto, added: list[NodeProto]) -> None:
-    index = list(graph.node).index(node) + 1
-    for offset, new in enumerate(added):
-        graph.node.insert(index + offset, new)
-
-
-def _at_entrance(
-    graph: GraphProto, kind: str, others: list[str], first: bool = True, **attributes: Any
-) -> None:
-    """Put an operator between the image and whoever takes it."""
-    for node in graph.node:
-        node.input[:] = ["image.changed" if name == INPUT else name for name in node.input]
-    inputs = [INPUT, *others] if first else [*others, INPUT]
-    graph.node.insert(0, helper.make_node(kind, inputs, ["image.changed"], "image.changed", **attributes))

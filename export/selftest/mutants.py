@@ -1,24 +1,26 @@
 """Mutants: a model's honest witnesses with one of them replaced by a faulty one.
 
 A place is where the fault sits: in the direct export ("export"), in a framework's own export ("torch
-exporter"), in what a backend was given or in its code ("torch"), or in the judge ("reference"). The name
-of the place is the side that the cross-check has to suspect.
+exporter"), in what a backend was given or in its code ("torch"), in the judge ("reference"), or in an ONNX
+file of the zoo that was altered and sealed anew ("file"). The name of the place is the side that the
+cross-check has to suspect.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx import ModelProto, TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from backends.client import RemoteNetwork, Worker
 from backends.planting import FAULTS as PLANTED
-from backends.planting import FRAMEWORKS
-from backends.reference import ReferenceNetwork
+from backends.planting import FRAMEWORKS, planted_in
+from backends.reference import ReferenceNetwork, apply
 from export.crosscheck import (
     DIRECT,
     EVALUATOR,
@@ -29,18 +31,31 @@ from export.crosscheck import (
     Verdict,
     examine,
     judge,
+    logit_path,
     native_name,
+    verify,
 )
 from export.crosscheck.graphs import expose, layer_tensors
 from export.crosscheck.witnesses import OPERATORS
-from export.graph import INPUT, to_onnx
+from export.graph import INPUT, serialize, to_onnx
 from export.native import canonicalize
-from export.selftest.faults import FROZEN, Change, changes, graphs, names, reweighed
-from zoo.errors import DataError, InvalidSpec, NotSupported
+from export.selftest import faults
+from export.selftest.faults import Change, changes
+from export.selftest.graph_faults import FILE, FROZEN, OCCASIONS, graphs, occasional, reweighed
+from export.selftest.graph_faults import names as graph_names
+from zoo.errors import DataError, InvalidSpec, NotSupported, WorkerDied
+from zoo.layers import Softmax
 from zoo.model import Model
 from zoo.weights import Weights
 
+OVERWRITES = "code: overwrites its input"
 FEW = 6  # images for onnx's evaluator
+# The same in float64 up to 709, in float32 up to 88; right in a first call.
+CERTAIN = (
+    "softmax without its maximum",
+    "code: softmax without its maximum",
+    "code: output of the call before",
+)
 
 Array = np.ndarray
 Outputs = Callable[[Array], Array]
@@ -50,10 +65,11 @@ Outputs = Callable[[Array], Array]
 class Mutant:
     """One fault in one place of one model.
 
-    culprits: the layers any of which is rightly blamed. verdicts: of the faulty witnesses, by name; the
-    others of the model stay honest. outputs: of the faulty side, for images. exact: the same in float64.
-    original: what that side would give in float64 without the fault, where it is not what the judge gives:
-    a file holds some of its constants in float32.
+    culprits: the layers any of which is rightly blamed; none where it is no layer's fault. verdicts: of the
+    faulty witnesses, by name; the others of the model stay honest. outputs: of the faulty side, for images.
+    exact: the same in float64. original: what that side would give in float64 without the fault, where it is
+    not what the judge gives: a file holds some of its constants in float32. shows: images for which it shows,
+    where it does not for any. certain: it is a fault whatever it computes in float64.
     """
 
     fault: str
@@ -64,6 +80,8 @@ class Mutant:
     outputs: Outputs
     exact: Outputs
     original: Outputs | None = None
+    shows: Array | None = None
+    certain: bool = False
 
 
 @dataclass
@@ -136,17 +154,28 @@ def mutants(subject: Subject) -> Iterator[Mutant]:
     """Every mutant of a model: each fault in each place where it applies.
 
     In graphs every layer that can have a fault gets it; in backends and frameworks' exports one layer
-    does, another one for each fault, because they take longer.
+    does, another one for each fault, because they take longer. Of a small fault, one of these has it.
     """
-    for number, fault in enumerate(names()):
+    for number, fault in enumerate(faults.names()):
         yield from _in_export(subject, fault)
+        others: list[Iterator[Mutant]] = []
         for name in subject.workers:
-            yield from _in_backend(subject, fault, name, number)
-            yield from _in_native(subject, fault, name, number)
+            others.append(_in_backend(subject, fault, name, number))
+            others.append(_in_native(subject, fault, name, number))
         if subject.workers:  # without sides that know nothing of each other, nobody could tell
-            yield from _in_judge(subject, fault, number)
-    for fault in PLANTED:
-        for name in (name for name in subject.workers if name in FRAMEWORKS):
+            others.append(_in_judge(subject, fault, number))
+        turn = (number + len(subject.model.name)) % max(1, len(others))
+        for other in others[turn : turn + 1] if fault in faults.SMALL else others:
+            yield from other
+    for fault in graph_names():
+        for proto, path in graphs(fault, subject.proto, subject.model):
+            yield _graph_mutant(subject, fault, proto, frozenset((path,)), certain=fault in CERTAIN)
+        if subject.model.labels and fault in OCCASIONS:
+            yield _occasional(subject, fault)
+        if subject.model.labels and fault in FILE:
+            yield _in_file(subject, fault)
+    for name in (name for name in subject.workers if name in FRAMEWORKS):
+        for fault in planted_in(name):
             yield from _in_code(subject, fault, name)
 
 
@@ -173,8 +202,6 @@ def _in_export(subject: Subject, fault: str) -> Iterator[Mutant]:
             yield _graph_mutant(subject, fault, reweighed(subject.proto, weights), change.culprits)
         elif model.output == subject.model.output:
             yield _graph_mutant(subject, fault, to_onnx(model, weights), change.culprits)
-    for proto, path in graphs(fault, subject.proto, subject.model):
-        yield _graph_mutant(subject, fault, proto, frozenset((path,)))
 
 
 def _impossible(subject: Subject, fault: str, culprits: frozenset[str]) -> Mutant:
@@ -187,7 +214,9 @@ def _impossible(subject: Subject, fault: str, culprits: frozenset[str]) -> Mutan
     return Mutant(fault, subject.model.name, "export", culprits, lambda: verdicts, nobody, nobody)
 
 
-def _graph_mutant(subject: Subject, fault: str, proto: ModelProto, culprits: frozenset[str]) -> Mutant:
+def _graph_mutant(
+    subject: Subject, fault: str, proto: ModelProto, culprits: frozenset[str], certain: bool = False
+) -> Mutant:
     content = proto.SerializeToString(deterministic=True)
 
     def outputs(images: Array) -> Array:
@@ -202,6 +231,48 @@ def _graph_mutant(subject: Subject, fault: str, proto: ModelProto, culprits: fro
         outputs,
         outputs if fault == FROZEN else _in_double(proto),  # onnx itself takes any batch
         _in_double(subject.proto),
+        certain=certain,
+    )
+
+
+def _occasional(subject: Subject, fault: str) -> Mutant:
+    """A fault at the logits for some images or batches alone. In a batch no layer has it: the layers of all
+    images are compared in one."""
+    model, path = subject.model, logit_path(subject.model)
+    occasion = OCCASIONS[fault]
+    culprits = frozenset((path,)) if "image" in fault else frozenset()
+    mutant = _graph_mutant(subject, fault, occasional(fault, subject.proto, model, path), culprits)
+
+    def exact(images: Array) -> Array:
+        logits = subject.judgement.network.activations(images)[path].copy()
+        logits[:, :1] += occasion.add(images)
+        return apply(Softmax(), logits, {}) if model.output == "probabilities" else logits
+
+    return replace(mutant, exact=exact, shows=occasion.images(model))
+
+
+def _in_file(subject: Subject, fault: str) -> Mutant:
+    """A file of the zoo with other constants or metadata, under hashes that fit them."""
+    judgement = subject.judgement
+    content = serialize(FILE[fault](subject.proto, subject.model, subject.weights))
+
+    def verdicts() -> dict[str, Verdict]:
+        report = verify(subject.model, subject.weights, [], judgement.images, files={"file": content})
+        return {verdict.witness: verdict for verdict in report.verdicts if verdict.witness.startswith("file")}
+
+    def outputs(images: Array) -> Array:
+        return GraphWitness(content, subject.model).predict(images)
+
+    return Mutant(
+        fault,
+        subject.model.name,
+        "file",
+        frozenset(),
+        verdicts,
+        outputs,
+        _in_double(onnx.load_from_string(content)),
+        _in_double(subject.proto),
+        certain=True,
     )
 
 
@@ -212,6 +283,8 @@ def _in_native(subject: Subject, fault: str, name: str, number: int) -> Iterator
         if model is subject.model:
             proto = reweighed(subject.native[name], weights)
             content = proto.SerializeToString(deterministic=True)
+            if content == reweighed(subject.native[name], {}).SerializeToString(deterministic=True):
+                continue  # the exporter has folded these weights into others
             yield Mutant(
                 fault,
                 subject.model.name,
@@ -246,6 +319,8 @@ def _in_code(subject: Subject, fault: str, name: str) -> Iterator[Mutant]:
     places = frozenset(node.path for node in subject.model.walk() if isinstance(node.layer, kind))
     if not places:
         return
+    if fault == OVERWRITES:  # seen in the layer whose output is written over
+        places |= {path for node in subject.model.walk() if node.path in places for path in node.inputs}
     worker = subject.workers[name]
 
     def faulty(dtype: str, use: Callable[[RemoteNetwork], Any]) -> Any:
@@ -255,17 +330,31 @@ def _in_code(subject: Subject, fault: str, name: str) -> Iterator[Mutant]:
         finally:
             worker.ask("plant", fault="")
 
+    def verdicts() -> dict[str, Verdict]:
+        try:
+            return {
+                name: faulty("float32", lambda network: _of_network(name, network, subject.judgement, True))
+            }
+        except WorkerDied as error:  # the faulty code cannot even be built
+            return {name: Verdict(name, error=str(error))}
+
     yield Mutant(
         fault,
         subject.model.name,
         name,
         places,
-        lambda: {
-            name: faulty("float32", lambda network: _of_network(name, network, subject.judgement, True))
-        },
+        verdicts,
         lambda images: faulty("float32", lambda network: network.predict(images)),
         lambda images: faulty("float64", lambda network: network.predict(images)),
+        shows=_occasion(fault, subject.model),
+        certain=fault in CERTAIN,
     )
+
+
+def _occasion(fault: str, model: Model) -> Array | None:
+    """The images for which a fault of code shows, where it does not for any."""
+    size = fault.partition("in a batch of ")[2]
+    return OCCASIONS[f"batch of {size}: 1 more on a logit"].images(model) if size else None
 
 
 def _in_judge(subject: Subject, fault: str, number: int) -> Iterator[Mutant]:

@@ -44,9 +44,10 @@ def wrong(score: Data) -> list[str]:
     """What keeps a score from being perfect, a sentence each."""
     found = []
     for result in score["results"]:
-        what = f"{result['model']}, {result['fault']} in {', '.join(result['culprits'])} ({result['place']})"
+        where = ", ".join(result["culprits"]) or "no layer"
+        what = f"{result['model']}, {result['fault']} in {where} ({result['place']})"
         if result["state"] == "missed":
-            found.append(f"missed: {what}")
+            found.append(f"missed: {what}; {_effect(result['effect'])}")
         elif result["state"] == "caught" and not result["located"]:
             blamed = ", ".join(str(path) for path in result["blamed"]) or "no layer"
             found.append(f"blamed on {blamed}: {what}")
@@ -60,6 +61,12 @@ def wrong(score: Data) -> list[str]:
     return found
 
 
+def _effect(effect: float | None) -> str:
+    """What a mutant changes in float64, in words."""
+    much = "to NaN or another shape" if effect is None else f"by {effect:.1e} of the largest"
+    return f"in float64 it changes the output {much}"
+
+
 def _counted(score: Data) -> int:
     return int(score["caught"] + score["missed"])
 
@@ -69,10 +76,10 @@ def _table(score: Data, whole: bool) -> tuple[list[str], list[list[str]]]:
     those that crashed or compute the same apart."""
     names = list(score["comparators"]) if whole else []
     header = ["fault", "mutants" if whole else "all", "caught", "layer", "side"]
-    header += ["crashed", "same", *names] if whole else ["other"]
+    header += ["hidden", "crashed", "same", *names] if whole else ["other"]
     rows = []
     for row in (*score["table"], {"fault": "all", **score}):
-        others = [row["crashed"], row["equivalent"]]
+        others = [row["hidden"], row["crashed"], row["equivalent"]]
         counts = [_counted(row), row["caught"], row["located"], row["sided"]]
         counts += [*others, *(row["comparators"][name] for name in names)] if whole else [sum(others)]
         rows.append([row["fault"], *map(str, counts)])
@@ -106,6 +113,8 @@ def _totals(score: Data) -> list[str]:
             f"{score['mutants']} mutants of {len(score['models'])} models by {score['faults']} faults, with "
             f"{backends}: {_share(caught, counted)} caught, {_share(score['located'], caught)} at the right "
             f"layer, {_share(score['sided'], caught)} on the right side",
+            f"{score['hidden']} were not caught and are hidden by rounding: in float64 they change less than "
+            "honest float32 witnesses differ",
             f"{score['crashed']} crashed or gave another shape, which anybody notices; "
             f"{score['equivalent']} compute the same in float64 and do not count",
             "comparators, and how many they would have caught: "

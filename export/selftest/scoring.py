@@ -1,15 +1,20 @@
 """The mutation score: how many known faults the cross-check catches, and whether it blames the right one.
 
 A mutant counts as caught if a faulty witness fails; as located if every faulty witness that shows its
-layers blames a layer that has the fault; as sided if the side suspected is the one at fault. A mutant
-that computes in float64 what the original does, on all images, is equivalent and not counted; one that
-crashes, or gives another shape, is counted apart, since anybody notices.
+layers blames a layer that has the fault, or none where no layer has it; as sided if the side suspected is the
+one at fault. A mutant that computes in float64 what the original does, on all images, is equivalent and not
+counted; one that crashes, or gives another shape, is counted apart, since anybody notices.
+
+Each mutant has its effect: what it changes of the output in float64, relative to the largest output. One
+that nobody caught is missed, and the score fails, unless its effect is smaller than what honest float32
+witnesses of the same model differ: that is told apart as hidden by rounding. What is a fault whatever it
+computes, such as a file with other constants or labels, is never hidden: it is caught or missed.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -37,6 +42,7 @@ EQUAL = 1e-12  # of the largest output: in float64 the rest is rounding
 FEW, PROBES = 3, 40
 REAL, NOISE = 5, 3  # images beside what the cross-check adds; half as many
 LARGE = 10_000_000  # for models with more multiply-accumulates than this
+STATES = ("caught", "missed", "hidden", "crashed", "equivalent")
 LOCATED = 0.95  # the least share that has to be located
 
 Say = Callable[[str, int, int], None]
@@ -46,15 +52,17 @@ Say = Callable[[str, int, int], None]
 class Result:
     """What became of one mutant.
 
-    state: "caught", "crashed", "equivalent" or "missed". culprits, blamed: the layers at fault, and those
-    named. place, suspected: the side at fault, and those suspected. ratio: the largest difference as a
-    multiple of its limit. content: the comparators that noticed nothing. diagnosis: what it was said to be.
+    state: one of STATES. effect: in float64, relative to the largest output; of a caught one, on the first
+    images that show it. culprits, blamed: the layers at fault, and those named. place, suspected: the side at
+    fault, and those suspected. ratio: the largest difference as a multiple of its limit. kind, own_ratio: see
+    margins.decisive. content: the comparators that noticed nothing. diagnosis: what it was said to be.
     """
 
     fault: str
     model: str
     place: str
     state: str
+    effect: float = 0.0
     culprits: tuple[str, ...] = ()
     blamed: tuple[str | None, ...] = ()
     suspected: tuple[str, ...] = ()
@@ -66,7 +74,9 @@ class Result:
 
     @property
     def located(self) -> bool:
-        """Whether the layers named are at fault."""
+        """Whether the layers named are at fault; none may be named where no layer is."""
+        if not self.culprits:
+            return set(self.blamed) <= {None}
         return bool(self.blamed) and set(self.blamed) <= set(self.culprits)
 
     @property
@@ -81,6 +91,7 @@ class Result:
             "model": self.model,
             "place": self.place,
             "state": self.state,
+            "effect": self.effect if isfinite(self.effect) else None,
             "culprits": list(self.culprits),
             "blamed": list(self.blamed),
             "located": self.located,
@@ -161,7 +172,7 @@ class Score:
             "models": list(dict.fromkeys(result.model for result in self.results)),
             "faults": len({result.fault for result in self.results}),
             "mutants": len(self.results),
-            **{state: states[state] for state in ("caught", "missed", "crashed", "equivalent")},
+            **{state: states[state] for state in STATES},
             "located": self.located,
             "sided": self.sided,
             "false_alarms": self.false_alarms,
@@ -185,7 +196,7 @@ class Score:
             rows.append(
                 {
                     "fault": fault,
-                    **{state: states[state] for state in ("caught", "missed", "crashed", "equivalent")},
+                    **{state: states[state] for state in STATES},
                     "located": sum(result.located for result in caught),
                     "sided": sum(result.sided for result in caught),
                     "comparators": {
@@ -196,11 +207,16 @@ class Score:
         return rows
 
 
-def score(cases: Sequence[tuple[Model, Weights]], backends: Sequence[str], say: Say | None = None) -> Score:
+def score(
+    cases: Sequence[tuple[Model, Weights]],
+    backends: Sequence[str],
+    say: Say | None = None,
+    faults: Collection[str] = (),
+) -> Score:
     """Plant every known fault in every model, one at a time, and see what the cross-check says.
 
     backends: those that take part, each in its own process; without any, only files and the judge have
-    faults. say: told (model, done, mutants) as it goes. Raises BackendUnavailable.
+    faults. say: told (model, done, mutants) as it goes. faults: only these. Raises BackendUnavailable.
     """
     found = Score(list(backends), planted=bool(cases))
     with ExitStack() as stack:
@@ -214,7 +230,8 @@ def score(cases: Sequence[tuple[Model, Weights]], backends: Sequence[str], say: 
             ]
             for name, verdict in checked.honest.items():
                 found.honest_margins.honour(model, verdict, f"{model.name}: {name}")
-            found.results += _judged(list(mutants(checked)), checked, say)
+            planted = [mutant for mutant in mutants(checked) if not faults or mutant.fault in faults]
+            found.results += _judged(planted, checked, say)
     return found
 
 
@@ -265,11 +282,17 @@ def judge_mutant(mutant: Mutant, subject: Subject) -> Result:
     """Let the cross-check and the comparators have a look at one mutant."""
     judgement = subject.judgement
     mixed = judgement.layer_images[plain(judgement.layer_images)]  # no other tool tries brighter ones
-    if _equivalent(mutant, subject):
-        return Result(mutant.fault, mutant.model, mutant.place, "equivalent", tuple(sorted(mutant.culprits)))
+    culprits = tuple(sorted(mutant.culprits))
+    effect = _effect(mutant, subject)
+    if effect <= EQUAL and not mutant.certain:
+        return Result(mutant.fault, mutant.model, mutant.place, "equivalent", effect, culprits)
     faulty = mutant.verdicts()
     failed = [verdict for verdict in faulty.values() if not verdict.passed]
-    state = "missed" if not failed else "crashed" if all(map(_crashed, failed)) else "caught"
+    if failed:
+        state = "crashed" if all(map(_crashed, failed)) else "caught"
+    else:
+        effect = _effect(mutant, subject, whole=True)
+        state = "missed" if mutant.certain or effect > _noise(subject) else "hidden"
     kinds = {node.path: type(node.layer).__name__ for node in subject.model.walk()}
     both = np.concatenate([mixed, np.ones_like(mixed)])
     got, expected = _outputs(mutant.outputs, both), judgement.network.predict(both)
@@ -279,7 +302,8 @@ def judge_mutant(mutant: Mutant, subject: Subject) -> Result:
         mutant.model,
         mutant.place,
         state,
-        tuple(sorted(mutant.culprits)),
+        effect,
+        culprits,
         tuple(dict.fromkeys(verdict.culprit for verdict in failed if verdict.layers)),
         tuple(suspects((faulty if mutant.place == JUDGE else subject.honest | faulty).values())),
         max((verdict.max_ratio for verdict in faulty.values()), default=inf),
@@ -289,23 +313,34 @@ def judge_mutant(mutant: Mutant, subject: Subject) -> Result:
     )
 
 
-def _equivalent(mutant: Mutant, subject: Subject) -> bool:
-    """Whether a mutant computes what the original does, on more images than any witness is compared for.
+def _effect(mutant: Mutant, subject: Subject, whole: bool = False) -> float:
+    """What a mutant changes of the output in float64, relative to the largest output; infinite for NaN or
+    another shape. On more images than any witness is compared for; most show it on the first few.
 
-    Most that do not show it on the first few. Raises CheckFailed if it computes in float32 and not in
-    float64.
+    whole: on all of these, not only the first that show it.
     """
     original = mutant.original or subject.judgement.network.predict
     mixed = subject.judgement.layer_images
-    for images in (mixed[:FEW], mixed, probes(subject.model, PROBES)):
+    sets = (mixed[:FEW], mixed, probes(subject.model, PROBES)) if mutant.shows is None else (mutant.shows,)
+    effect = 0.0
+    for images in sets:
         outputs, wanted = _exact(mutant, images), original(images)
         if outputs.shape != wanted.shape or not np.isfinite(outputs).all():
-            return False
+            return inf
         each = tuple(range(1, wanted.ndim))
         apart, size = (np.abs(x).max(axis=each) for x in (outputs - wanted, wanted))
-        if (apart > EQUAL * np.maximum(size, size[plain(images)].max())).any():
-            return False
-    return True
+        size = np.maximum(size, size[plain(images)].max(initial=0))
+        effect = max(effect, float((apart / np.where(size > 0, size, 1)).max()))
+        if effect > EQUAL and not whole:
+            break
+    return effect
+
+
+def _noise(subject: Subject) -> float:
+    """What honest float32 witnesses of the model differ, relative to the largest output."""
+    largest = float(np.abs(subject.judgement.outputs).max()) or 1.0
+    apart = [v.output.max_abs_diff for v in subject.honest.values() if v.output and not v.output.problem]
+    return max(apart, default=0.0) / largest
 
 
 def _exact(mutant: Mutant, images: np.ndarray) -> np.ndarray:
