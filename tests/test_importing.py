@@ -529,11 +529,11 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto], str]] = {
         "in two branches, which so cross each other|neither of which",
     ),
     "a function that is no layer": (lambda: graph(node("Exp", "image")), "Exp: a function of one number"),
-    "a square of a square, often": (lambda: graph(*_square(60)), "functions of one number that is no layer"),
+    "a square of a square, often": (lambda: graph(*_square(60)), "made of more than 32 steps"),
     "a chain of functions without end": (
         lambda: graph(*(node("Exp", "image" if i == 0 else f"t{i}", y=f"t{i + 1}") for i in range(3000)),
                       node("Relu", "t3000")),
-        "made of more than 64 steps",
+        "made of more than 32 steps",
     ),
     "a function of an image and of the same, turned": (
         lambda: graph(

@@ -10,6 +10,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import reduce
+from itertools import islice
 from math import prod
 
 import numpy as np
@@ -45,6 +46,7 @@ from zoo.layers import (
     Tanh,
 )
 
+LAYERS = 4  # whose inputs a function may be one of: Clip(x / 6 + 1 / 2, 0, 1) takes three
 TINY = 1e-30  # an epsilon that changes no float32 variance of 1
 
 
@@ -320,7 +322,7 @@ def _found(whole: Pointwise, problem: str) -> Tensor:
         step = _after(step, before)
     if step.cost > MOST_STEPS:
         raise Inexpressible(f"a function of one number made of more than {MOST_STEPS} steps")
-    for candidate in _lineage(step):
+    for candidate in islice(_lineage(step), LAYERS):
         try:
             layer = functions.recognised(candidate.function(functions.IDENTITY))
         except functions.Undecided:

@@ -20,7 +20,7 @@ from zoo.layers import Layer, Shape
 
 Array = np.ndarray
 MOST_CHANNELS, MOST_FEATURES = 2**20, 2**24
-MOST_STEPS = 64  # of one function: GELU takes 12; each square of a square doubles them
+MOST_STEPS = 32  # of one function: GELU takes 12
 
 
 class Inexpressible(Exception):
