@@ -57,6 +57,17 @@ def check(
         return Claims((f"not readable: {error}",))
 
 
+def held(given: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """What a network holds that is not, to the last bit, the weights it was given. A few wrong ones among
+    thousands need not show on any image."""
+    other = [
+        name
+        for name, array in given.items()
+        if name not in found or found[name].tobytes() != np.ascontiguousarray(array).tobytes()
+    ]
+    return (f"it holds other weights than it was given: {_some(other)}",) if other else ()
+
+
 def _entries(
     entries: list[tuple[str, str]],
     producer: tuple[str, str],

@@ -31,6 +31,7 @@ def examine(
     alone: Alone | None = None,
     batches: bool | Sequence[int] = (),
     isolated: bool = False,
+    sparse: bool = False,
     partial: bool = False,
     only: Collection[str] = (),
 ) -> Verdict:
@@ -38,8 +39,8 @@ def examine(
 
     activations: gives the layers' outputs by path, as far as the witness shows them. logits: gives the
     logits where predict gives probabilities; without it they are taken from activations, for the
-    layers' images. alone: runs one layer by itself; it is asked for layers that are wrong or suspect, or for
-    every layer if isolated. batches: sizes of
+    layers' images. alone: runs one layer by itself; it is asked for layers that are wrong or suspect, for
+    those with weights if sparse, or for every layer if isolated. batches: sizes of
     batches in which it is asked, too; True for a few. partial: layers may be missing, and
     what is called a layer may be a part of a fused one. only: nothing but these layers counts; they are run
     alone as well. A witness that crashes gets a verdict as well; MachineError is raised.
@@ -58,7 +59,7 @@ def examine(
         examined = Examined(judgement.network, judgement.layer_images, judgement.layers, inside, partial)
         layers = examined.layers()
         layers = {path: layer for path, layer in layers.items() if not only or path in only}
-        verdict.layers = examined.isolated(layers, alone, isolated or bool(only)) if alone else layers
+        verdict.layers = examined.isolated(layers, alone, sparse, isolated or bool(only)) if alone else layers
         if only and not verdict.layers:
             verdict.skipped = f"it does not show {', '.join(only)}"
         if verdict.outputs is not None:

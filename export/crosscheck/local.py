@@ -52,19 +52,20 @@ class Examined:
         return found
 
     def isolated(
-        self, layers: Mapping[str, LayerVerdict], alone: Alone, everything: bool = False
+        self, layers: Mapping[str, LayerVerdict], alone: Alone, sparse: bool = False, everything: bool = False
     ) -> dict[str, LayerVerdict]:
-        """The same, the wrong ones and those that differ more than usual, or all, run by themselves as well.
+        """The same, the wrong ones and those that differ more than usual run by themselves as well.
 
-        Each gets inputs of so few terms that the bound of its rounding is sharp. One that is wrong, or asked
-        for, also gets the reference's, rounded to float32.
+        sparse: those with weights, too. everything: all. Each gets inputs of so few terms that the bound of
+        its rounding is sharp. A wrong one, or everything, also gets the reference's, rounded to float32.
         """
         found = dict(layers)
         tensors = {IMAGE: self.images}
         meant = plain(self.images) if plain(self.images).any() else slice(None)
         for node, weights in self.network.nodes:
             layer = found.get(node.path)
-            if layer is not None and not layer.folded and (everything or layer.usual > 1 or not layer.passed):
+            wanted = everything or (sparse and bool(weights))
+            if layer is not None and not layer.folded and (wanted or layer.usual > 1 or not layer.passed):
                 given = [tensors[path] for path in node.inputs]
                 inputs = [given] if everything or not layer.passed else []
                 inputs.append([few_terms(node, x[meant], number) for number, x in enumerate(given)])

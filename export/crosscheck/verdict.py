@@ -153,6 +153,11 @@ class Verdict:
         return not self.skipped and not self.error and (self.output is not None or bool(self.layers))
 
     @property
+    def failed_batch(self) -> tuple[int, ...]:
+        """The size of the batch that is furthest beyond its limit, if any is."""
+        return (self.batches.worst_size,) if self.batches and not self.batches.passed else ()
+
+    @property
     def passed(self) -> bool:
         """Whether everything that was compared is within its limits."""
         if not self.judged:

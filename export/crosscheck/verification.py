@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 import backends
 from backends.client import RemoteNetwork, Worker, Workers
-from export.crosscheck.claims import check
+from export.crosscheck.claims import check, held
 from export.crosscheck.examination import examine
 from export.crosscheck.inputs import LAYER_IMAGES, batch_sizes, probe_count, probes
 from export.crosscheck.judgement import JUDGE, Judgement, judge
@@ -120,10 +120,9 @@ def verify(
         report = check_direct(model, weights, judgement, depth)
         at_work(EVALUATOR)
         opinion = second_opinion(report.layers_onnx, judgement, depth)
-        if opinion.passed and not report.verdict(DIRECT).passed:  # a few images may not show what it found
-            opinion = second_opinion(
-                report.layers_onnx, judgement, replace(depth, second_opinion=LAYER_IMAGES)
-            )
+        direct = report.verdict(DIRECT)
+        if opinion.passed and not direct.passed:  # a few images may not show what it found
+            opinion = second_opinion(report.layers_onnx, judgement, depth, direct)
         report.verdicts.append(opinion)
         for name, content in (files or {}).items():
             if content == report.layers_onnx:
@@ -219,15 +218,30 @@ def check_direct(
     return report
 
 
-def second_opinion(layers_onnx: bytes, judgement: Judgement, depth: Depth | None = None) -> Verdict:
-    """The verdict on the direct graph in onnx's own implementation, on a few images."""
+def second_opinion(
+    layers_onnx: bytes, judgement: Judgement, depth: Depth | None = None, failed: Verdict | None = None
+) -> Verdict:
+    """The verdict on the direct graph in onnx's own implementation, on a few images.
+
+    failed: what onnxruntime said of it; it is then asked about all that can show the same.
+    """
     depth = depth or Depth()
-    few = judgement.few_layers(depth.second_opinion).first(depth.second_opinion)
+    count = LAYER_IMAGES if failed else depth.second_opinion
+    few = judgement.few_layers(count).first(count)
     try:
         witness = EvaluatorWitness(layers_onnx, judgement.model)
     except Exception as error:  # whatever onnx says of a graph that is none
         return Verdict(EVALUATOR, error=f"onnx.reference refuses the graph: {type(error).__name__}: {error}")
-    return examine(EVALUATOR, witness, few, witness.activations, alone=witness.alone, only=depth.layers)
+    return examine(
+        EVALUATOR,
+        witness,
+        few,
+        witness.activations,
+        alone=witness.alone,
+        batches=failed.failed_batch if failed else (),
+        sparse=failed is not None,
+        only=depth.layers,
+    )
 
 
 def check_network(
@@ -261,6 +275,8 @@ def check_network(
         only=depth.layers,
     )
     verdict.backend = name
+    if verdict.judged:
+        verdict.untrue = held(weights, network.weights())
     _search(verdict, network, judgement, depth, partial=False)
     report.verdicts.append(verdict)
     witness = native_name(name)
@@ -301,6 +317,7 @@ def _check_graph(
     anybody's, see export.session.Session.
     """
     few = judgement.first(len(judgement.layer_images))
+    batches = depth.batches
     for witness_name, optimize, seen in ((name, True, judgement), (f"{name}{PLAIN}", False, few)):
         try:
             witness = GraphWitness(content, judgement.model, optimize, layers, foreign)
@@ -314,11 +331,13 @@ def _check_graph(
             witness.activations,
             witness.logits if name == DIRECT else None,  # others tell them for the layers' images
             witness.alone,
-            batches=depth.batches if optimize else (),
+            batches=batches,
             isolated=depth.isolated,
+            sparse=True,
             partial=layers is None,
             only=depth.layers,
         )
+        batches = verdict.failed_batch  # the graph as it is written is asked about that only
         if optimize:
             _search(verdict, witness, judgement, depth, partial=layers is None)
         report.verdicts.append(verdict)

@@ -8,7 +8,8 @@ cross-check has to suspect.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,9 +34,12 @@ from export.crosscheck import (
     judge,
     logit_path,
     native_name,
+    second_opinion,
     verify,
 )
+from export.crosscheck.claims import held
 from export.crosscheck.graphs import expose, layer_tensors
+from export.crosscheck.inputs import batch_sizes
 from export.crosscheck.witnesses import OPERATORS
 from export.graph import INPUT, serialize, to_onnx
 from export.native import canonicalize
@@ -49,6 +53,7 @@ from zoo.model import Model
 from zoo.weights import Weights
 
 OVERWRITES = "code: overwrites its input"
+IN_FILE = "file"  # the place of faults of a file that is the zoo's own
 FEW = 6  # images for onnx's evaluator
 # The same in float64 up to 709, in float32 up to 88; right in a first call.
 CERTAIN = (
@@ -59,6 +64,7 @@ CERTAIN = (
 
 Array = np.ndarray
 Outputs = Callable[[Array], Array]
+Batches = bool | Sequence[int]  # see examine
 
 
 @dataclass(frozen=True)
@@ -241,14 +247,21 @@ def _occasional(subject: Subject, fault: str) -> Mutant:
     model, path = subject.model, logit_path(subject.model)
     occasion = OCCASIONS[fault]
     culprits = frozenset((path,)) if "image" in fault else frozenset()
-    mutant = _graph_mutant(subject, fault, occasional(fault, subject.proto, model, path), culprits)
+    proto = occasional(fault, subject.proto, model, path)
+    mutant = _graph_mutant(subject, fault, proto, culprits)
+    sizes = batch_sizes(model)
 
     def exact(images: Array) -> Array:
         logits = subject.judgement.network.activations(images)[path].copy()
         logits[:, :1] += occasion.add(images)
         return apply(Softmax(), logits, {}) if model.output == "probabilities" else logits
 
-    return replace(mutant, exact=exact, shows=occasion.images(model))
+    return replace(
+        mutant,
+        verdicts=lambda: _of_graph(proto, subject.judgement, sizes),
+        exact=exact,
+        shows=occasion.images(model),
+    )
 
 
 def _in_file(subject: Subject, fault: str) -> Mutant:
@@ -266,8 +279,8 @@ def _in_file(subject: Subject, fault: str) -> Mutant:
     return Mutant(
         fault,
         subject.model.name,
-        "file",
-        frozenset(),
+        IN_FILE,
+        frozenset(node.path for node in subject.model.walk() if node.parameters),
         verdicts,
         outputs,
         _in_double(onnx.load_from_string(content)),
@@ -321,7 +334,7 @@ def _in_code(subject: Subject, fault: str, name: str) -> Iterator[Mutant]:
         return
     if fault == OVERWRITES:  # seen in the layer whose output is written over
         places |= {path for node in subject.model.walk() if node.path in places for path in node.inputs}
-    worker = subject.workers[name]
+    worker, sizes = subject.workers[name], batch_sizes(subject.model)
 
     def faulty(dtype: str, use: Callable[[RemoteNetwork], Any]) -> Any:
         worker.ask("plant", fault=fault)
@@ -333,7 +346,7 @@ def _in_code(subject: Subject, fault: str, name: str) -> Iterator[Mutant]:
     def verdicts() -> dict[str, Verdict]:
         try:
             return {
-                name: faulty("float32", lambda network: _of_network(name, network, subject.judgement, True))
+                name: faulty("float32", lambda network: _of_network(name, network, subject.judgement, sizes))
             }
         except WorkerDied as error:  # the faulty code cannot even be built
             return {name: Verdict(name, error=str(error))}
@@ -383,15 +396,16 @@ def _in_judge(subject: Subject, fault: str, number: int) -> Iterator[Mutant]:
         )
 
 
-def _of_graph(proto: ModelProto, judgement: Judgement) -> dict[str, Verdict]:
+def _of_graph(proto: ModelProto, judgement: Judgement, batches: Batches = True) -> dict[str, Verdict]:
     """The verdicts on a direct export: in onnxruntime, and in onnx itself."""
     content = proto.SerializeToString(deterministic=True)
-    found = {DIRECT: _heard(DIRECT, content, judgement)}
+    found = {DIRECT: _heard(DIRECT, content, judgement, batches)}
     witness = EvaluatorWitness(_with_layers(proto, judgement.model), judgement.model)
     few = judgement.few_layers(FEW).first(FEW // 2)
-    found[EVALUATOR] = examine(EVALUATOR, witness, few, witness.activations)
+    found[EVALUATOR] = examine(EVALUATOR, witness, few, witness.activations, alone=witness.alone)
     if found[EVALUATOR].passed and not found[DIRECT].passed:  # a few images may not show it
-        found[EVALUATOR] = examine(EVALUATOR, witness, judgement, witness.activations)
+        shown = _with_layers(proto, judgement.model)
+        found[EVALUATOR] = second_opinion(shown, judgement, failed=found[DIRECT])
     return found
 
 
@@ -401,7 +415,7 @@ def _of_native(name: str, proto: ModelProto, judgement: Judgement) -> dict[str, 
     return {witness: _heard(witness, proto.SerializeToString(deterministic=True), judgement)}
 
 
-def _heard(name: str, content: bytes, judgement: Judgement) -> Verdict:
+def _heard(name: str, content: bytes, judgement: Judgement, batches: Batches = True) -> Verdict:
     try:
         witness = GraphWitness(content, judgement.model)
     except DataError as error:
@@ -413,14 +427,18 @@ def _heard(name: str, content: bytes, judgement: Judgement) -> Verdict:
         witness.activations,
         witness.logits,
         witness.alone,
-        batches=True,
+        batches=batches,
+        sparse=True,
         partial=True,
     )
 
 
-def _of_network(name: str, network: RemoteNetwork, judgement: Judgement, batches: bool = False) -> Verdict:
+def _of_network(name: str, network: RemoteNetwork, judgement: Judgement, batches: Batches = False) -> Verdict:
     """The verdict on a backend's network; batches of other sizes only where code may depend on them."""
-    return examine(name, network, judgement, network.activations, alone=network.alone, batches=batches)
+    verdict = examine(name, network, judgement, network.activations, alone=network.alone, batches=batches)
+    if verdict.judged:
+        verdict.untrue = held(judgement.weights, network.weights())
+    return verdict
 
 
 def _with_layers(proto: ModelProto, model: Model) -> bytes:
@@ -444,7 +462,8 @@ def _in_double(proto: ModelProto) -> Outputs:
                 attribute.i = TensorProto.DOUBLE
 
     def outputs(images: Array) -> Array:
-        with np.errstate(all="ignore"):  # its formulas pass through infinities on the way
+        with np.errstate(all="ignore"), warnings.catch_warnings():  # a fault may compute nonsense
+            warnings.simplefilter("ignore", RuntimeWarning)
             evaluator = ReferenceEvaluator(exact, new_ops=OPERATORS)
             outputs = evaluator.run(None, {INPUT: images.astype(np.float64)})
         return np.asarray(list(outputs)[0])  # noqa: RUF015  a list or a dict, says onnx's signature

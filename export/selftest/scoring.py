@@ -32,7 +32,7 @@ from export.crosscheck.inputs import noise, plain
 from export.selftest.comparators import COMPARATORS, Pair
 from export.selftest.honest import Honest
 from export.selftest.margins import WHOLE, Margins, decisive
-from export.selftest.mutants import Mutant, Outputs, Subject, mutants, subject
+from export.selftest.mutants import IN_FILE, Mutant, Outputs, Subject, mutants, subject
 from zoo import data, pretrained
 from zoo.errors import CheckFailed
 from zoo.model import Model
@@ -74,9 +74,10 @@ class Result:
 
     @property
     def located(self) -> bool:
-        """Whether the layers named are at fault; none may be named where no layer is."""
-        if not self.culprits:
-            return set(self.blamed) <= {None}
+        """Whether the layers named are at fault; none need be named in a file that is another, none may be
+        where no layer is."""
+        if self.place == IN_FILE or not self.culprits:
+            return set(self.blamed) - {None} <= set(self.culprits)
         return bool(self.blamed) and set(self.blamed) <= set(self.culprits)
 
     @property
