@@ -92,7 +92,7 @@ def cross(session: nox.Session) -> None:
     _test(session, *SPREAD, "-m", "cross", backends="torch,keras", specs=40)
     if not session.posargs:
         score = os.path.join(session.create_tmp(), "selftest.json")
-        session.run("zoo", "selftest", *SCORED, "--honest", "10", "--report", score, env=ALONE)
+        session.run("zoo", "selftest", *SCORED, "--honest", "6", "--report", score, env=ALONE)
 
 
 @nox.session(default=False)
