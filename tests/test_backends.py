@@ -17,9 +17,10 @@ from backends import reference
 from backends.client import Worker, Workers, environment
 from export.crosscheck import compare
 from zoo.errors import BackendUnavailable, InvalidInput, MachineError, NotSupported, WorkerDied
-from zoo.layers import Dense, Flatten
+from zoo.layers import BatchNorm, Conv2d, Dense, Flatten, Layer, LeakyReLU, ReLU, Residual
 from zoo.model import Model
-from zoo.network import Backend
+from zoo.network import Backend, ComparableNetwork
+from zoo.recipe import SGD, Recipe
 
 
 def test_names() -> None:
@@ -275,3 +276,24 @@ def test_compiled_networks_do_not_use_up_a_limit(framework: str, monkeypatch: py
             np.testing.assert_allclose(
                 network.predict(images[:size]), expected.predict(images[:size]), atol=1e-6
             )
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (Conv2d(3, 3), LeakyReLU(0.2), Flatten(), Dense(3)),
+        (Flatten(), Residual((Dense(60),)), ReLU(), BatchNorm(), ReLU(), Dense(3)),
+    ],
+)
+def test_no_optimiser_of_graphs_gives_up(
+    layers: tuple[Layer, ...], backend: Backend, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = Model("joined", (2, 6, 5), layers, Recipe(SGD(0.1), 4, 1), labels=("a", "b", "c"))
+    network = backend.build(model, zoo.init_weights(model))
+    images, labels = np.full((4, 2, 6, 5), 0.5, np.float32), np.array([0, 1, 2, 0])
+    network.predict(images)
+    network.activations(images)
+    network.train_epoch(images, labels, np.arange(4), model.recipe, lambda *_: None)
+    assert isinstance(network, ComparableNetwork)
+    network.gradients(images, labels)
+    assert "failed" not in capfd.readouterr().err
