@@ -46,6 +46,7 @@ from zoo.layers import (
     GlobalAvgPool2d,
     HardSigmoid,
     HardSwish,
+    Join,
     Layer,
     LeakyReLU,
     LocalResponseNorm,
@@ -750,6 +751,27 @@ def _plain_sums() -> contextlib.AbstractContextManager[None]:
     return flags
 
 
+@contextlib.contextmanager
+def _sound_graphs(model: Model) -> Iterator[None]:
+    """TensorFlow's graphs without its remapper, where that breaks them.
+
+    It fuses a product with what follows it, and where an addition or a leaky ReLU is taken by others as well
+    (TensorFlow 2.21) it leaves nodes out that are needed. The next optimiser then gives up, with an error.
+    """
+    broken = any(isinstance(node.layer, (Join, LeakyReLU)) for node in model.walk())
+    if not broken or keras.backend.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow
+
+    rewriting = tensorflow.config.optimizer
+    rewriting.set_experimental_options({"remapping": False})
+    try:
+        yield
+    finally:
+        rewriting.set_experimental_options({"remapping": True})
+
+
 class _Variable(NamedTuple):
     """One weight: its canonical name and shape, and Keras' variable with a shape and axes of its own.
 
@@ -857,7 +879,7 @@ class KerasNetwork:
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """(N, *model.output_shape) in the network's dtype."""
-        with _precision(self.dtype), _plain_sums():
+        with _precision(self.dtype), _plain_sums(), _sound_graphs(self.model):
             images = images.astype(self.dtype)
             return np.asarray(self.network.predict(images, batch_size=_at_a_time(images), verbose=0))
 
@@ -873,7 +895,7 @@ class KerasNetwork:
 
     def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Every layer's output by path, 4-D ones back in NCHW."""
-        with _precision(self.dtype), _plain_sums():
+        with _precision(self.dtype), _plain_sums(), _sound_graphs(self.model):
             if self._inner is None:
                 self._inner = keras.Model(self.network.input, self._outputs)
             images = images.astype(self.dtype)
@@ -923,7 +945,7 @@ class KerasNetwork:
         rates: np.ndarray | None = None,
     ) -> None:
         """One epoch of Keras' compiled training over images[order]."""
-        with _precision(self.dtype):
+        with _precision(self.dtype), _sound_graphs(self.model):
             rule = self._compile(recipe)
             if rates is None:
                 rule.rate.assign(recipe.optimizer.learning_rate)
@@ -959,7 +981,7 @@ class KerasNetwork:
         self, images: np.ndarray, labels: np.ndarray, seed: int = 0
     ) -> tuple[float, dict[str, np.ndarray]]:
         """The loss over these images and its gradients, by the names of the weights."""
-        with _precision(self.dtype):
+        with _precision(self.dtype), _sound_graphs(self.model):
             twin = keras.Model(self._training.input, self._training.output)  # the same layers
             rule = _Gradient(SGD(0.0))
             _compile(twin, rule, self.dtype, bool(self._masks))
