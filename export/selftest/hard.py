@@ -61,7 +61,8 @@ Treatment = Callable[[Chooser, Node, dict[str, Array]], None]
 
 def hard_case(choose: Chooser) -> Case:
     """A model whose rounding is hard to bound, with weights and images to match."""
-    shape, layers = choose.choice(STRUCTURES)(choose)
+    structure = choose.choice(STRUCTURES)
+    shape, layers = structure(choose)
     if choose.choice((False, False, False, True)):  # images of zeros and ones become integers
         layers.insert(0, Normalize((0.0,) * shape[0], (float(INTEGER),) * shape[0]))
     labelled = choose.choice((True, False))
@@ -77,7 +78,9 @@ def hard_case(choose: Chooser) -> Case:
     labels = tuple(str(i) for i in range(end[0])) if labelled else ()
     model = Model("hard", shape, tuple(layers), specs.RECIPES[0], labels=labels)
     given = _images(model, choose)
-    return Case(model, _within(model, _treated(model, choose), given), given=given)
+    return Case(
+        model, _within(model, _treated(model, choose, FITTING.get(structure, ())), given), given=given
+    )
 
 
 # --- structures: an input shape, and layers
@@ -216,6 +219,8 @@ def _dead(choose: Chooser, node: Node, own: dict[str, Array]) -> None:
 def _equal(choose: Chooser, node: Node, own: dict[str, Array]) -> None:
     """One number for all weights, so that every sum is of equal terms where its inputs are equal."""
     own["weight"][:] = choose.choice((*BIASES, own["weight"].flat[0]))
+    if "bias" in own:
+        own["bias"][:] = own["bias"][:1]
 
 
 def _repeated(choose: Chooser, node: Node, own: dict[str, Array]) -> None:
@@ -253,11 +258,20 @@ TREATMENTS: tuple[Treatment, ...] = (
 )
 
 
-def _treated(model: Model, choose: Chooser) -> Weights:
+# Treatments that make the sums of a structure equal: every other case of it has one.
+FITTING: dict[Structure, tuple[Treatment, ...]] = {
+    _constant_maps: (_dead,),
+    _equal_channels: (_equal, _repeated, _integers),
+}
+
+
+def _treated(model: Model, choose: Chooser, fitting: tuple[Treatment, ...]) -> Weights:
     """Initial weights, every layer's treated: all alike, or each by itself. Gates are closed or open wide."""
     seed = choose.integer(0, 99)
     weights = init_weights(model, seed)
-    everywhere = choose.choice((None, *TREATMENTS))
+    everywhere: Treatment | None = choose.choice((None, *TREATMENTS))
+    if fitting and choose.integer(0, 1) == 0:
+        everywhere = choose.choice(fitting)
     gates = {node.inputs[0] for node in model.walk() if isinstance(node.layer, (Sigmoid, HardSigmoid))}
     for node in model.walk():
         own = {name: weights[f"{node.path}.{name}"] for name in _names(node)}
