@@ -73,6 +73,8 @@ def examine(
             verdict.probes = _judged(mixture, mixed, None, verdict.layers, excuse, limits)
             if sizes and verdict.output is not None and not verdict.output.problem:
                 verdict.batches = _batches(witness, judgement, sizes, mixed, tried, verdict, excuse)
+            if not verdict.passed and verdict.culprit is None:
+                verdict.layers |= excuse.wrong
         if verdict.culprit is not None:
             verdict.diagnosis = _diagnosis(judgement, inside, verdict.culprit)
     except MachineError:

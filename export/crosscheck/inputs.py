@@ -8,14 +8,24 @@ is drawn follows from a seed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 
 import numpy as np
 
 from backends.reference import ReferenceNetwork
-from zoo.layers import AdaptiveAvgPool2d, AvgPool2d, Conv2d, Dense, GlobalAvgPool2d, Softmax
+from export.crosscheck.limits import UNIT
+from zoo.layers import (
+    AdaptiveAvgPool2d,
+    AvgPool2d,
+    Conv2d,
+    Dense,
+    GlobalAvgPool2d,
+    LocalResponseNorm,
+    Softmax,
+)
 from zoo.machine import ONE_BATCH
-from zoo.model import Model, Node
+from zoo.model import IMAGE, Model, Node
 from zoo.randomness import permutation, raw_bits, uniform
 
 LAYER_IMAGES = 256  # whose every layer is compared
@@ -140,7 +150,8 @@ def _factor(network: ReferenceNetwork, image: np.ndarray, largest: float) -> flo
     for _ in range(3):
         with np.errstate(over="ignore", invalid="ignore"):
             sizes = {path: np.abs(y).max(initial=0) for path, y in network.run(image[None] * factor)}
-        if not max(sizes.values()) <= HIGHEST:
+        sizes[IMAGE] = factor
+        if not (max(sizes.values()) <= HIGHEST and all(_bearable(node, sizes) for node, _ in network.nodes)):
             factor = (safe * factor) ** 0.5
             continue
         safe = factor
@@ -148,6 +159,18 @@ def _factor(network: ReferenceNetwork, image: np.ndarray, largest: float) -> flo
             break
         factor = min(factor * largest / max(sizes[last], 1 / MOST_SCALE), MOST_SCALE)
     return safe
+
+
+def _bearable(node: Node, sizes: Mapping[str, float]) -> bool:
+    """Whether a layer is still a number in every runtime for an input that large, which is by path.
+
+    A running sum of squares over the channels (onnxruntime's LRN) must not be wrong by as much as k.
+    """
+    layer = node.layer
+    if not isinstance(layer, LocalResponseNorm):
+        return True
+    steps = 2 * node.input_shape[0] + layer.size
+    return 2 * layer.alpha * steps * UNIT * sizes[node.inputs[0]] ** 2 <= layer.k
 
 
 def _pixels(model: Model, count: int, seed: int) -> np.ndarray:

@@ -80,7 +80,7 @@ class Rounding(NamedTuple):
 
     scale: Array
     most: Array | float
-    usual: float
+    usual: Array | float
 
     @property
     def bound(self) -> Array:
@@ -164,7 +164,8 @@ def _(layer: LocalResponseNorm, x: Array, y: Array, w: Mapping[str, Array]) -> R
     total = _total(layer, x)
     steps = 2 * x.shape[1] + layer.size
     lost = steps * total.max(axis=1, keepdims=True) / total
-    return Rounding(np.abs(y) * (10 + layer.beta * lost), 1, 1)
+    most = 10 + layer.beta * lost
+    return Rounding(np.abs(y), most, most)
 
 
 @rounding.register
@@ -209,7 +210,8 @@ def _(layer: Dense, x: Array, y: Array, w: Mapping[str, Array]) -> Rounding:
 @rounding.register
 def _(layer: Softmax, x: Array, y: Array, w: Mapping[str, Array]) -> Rounding:
     """exp(x - max) errs by u |x - max|, which the subtraction leaves, and a few u; n terms are summed."""
-    return Rounding(y * (np.abs(x - x.max(axis=1, keepdims=True)) + x.shape[1] + 10), 1, 1)
+    most = np.abs(x - x.max(axis=1, keepdims=True)) + x.shape[1] + 10
+    return Rounding(y, most, most)
 
 
 @singledispatch

@@ -91,12 +91,14 @@ class Excuse:
     Asked about images whose outputs are beyond the limit. It is an excuse if every layer that the witness
     shows for them is within its own bound, alone as well if it differs more than usual, and the last one is
     as far off as the output: so it is with sums of equal terms, for one.
+    wrong: layers that are not, which other images need not show.
     """
 
     network: ReferenceNetwork
     activations: Activations | None
     alone: Alone | None
     partial: bool
+    wrong: dict[str, LayerVerdict] = field(default_factory=dict)
 
     def factor(self, batch: np.ndarray, rows: np.ndarray, allowed: Mapping[str, np.ndarray]) -> float:
         """How many times `allowed` an output may differ; 1 without an excuse.
@@ -112,6 +114,7 @@ class Excuse:
         layers = examined.layers()
         if self.alone and all(layer.passed for layer in layers.values()):
             layers = examined.isolated(layers, self.alone)
+        self.wrong |= {path: layer for path, layer in layers.items() if not layer.passed}
         missing = (allowed if self.partial else expected).keys() - layers.keys()
         if missing or not all(v.passed and (v.usual <= 1 or v.alone) for v in layers.values()):
             return 1.0

@@ -5,6 +5,7 @@ All of them give outputs, every layer's output as far as they show it, and one l
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Protocol
@@ -237,7 +238,8 @@ def _evaluator(proto: ModelProto) -> ReferenceEvaluator:
 def _evaluated(evaluator: ReferenceEvaluator, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """The outputs for inputs by name; raises CheckFailed where an operator's implementation stops."""
     try:
-        with np.errstate(all="ignore"):  # its formulas pass through infinities on the way
+        with np.errstate(all="ignore"), warnings.catch_warnings():  # its formulas pass through infinities
+            warnings.simplefilter("ignore", RuntimeWarning)
             return list(evaluator.run(None, dict(inputs)))
     except Exception as error:  # whatever an operator's implementation raises
         raise CheckFailed(f"onnx.reference stopped: {type(error).__name__}: {error}") from None

@@ -179,7 +179,9 @@ def mutants(subject: Subject) -> Iterator[Mutant]:
         if subject.model.labels and fault in OCCASIONS:
             yield _occasional(subject, fault)
         if subject.model.labels and fault in FILE:
-            yield _in_file(subject, fault)
+            content = serialize(FILE[fault](subject.proto, subject.model, subject.weights))
+            if content != serialize(subject.proto):  # it may say so already
+                yield _in_file(subject, fault, content)
     for name in (name for name in subject.workers if name in FRAMEWORKS):
         for fault in planted_in(name):
             yield from _in_code(subject, fault, name)
@@ -242,13 +244,11 @@ def _graph_mutant(
 
 
 def _occasional(subject: Subject, fault: str) -> Mutant:
-    """A fault at the logits for some images or batches alone. In a batch no layer has it: the layers of all
-    images are compared in one."""
+    """A fault at the logits for some images or batches alone."""
     model, path = subject.model, logit_path(subject.model)
     occasion = OCCASIONS[fault]
-    culprits = frozenset((path,)) if "image" in fault else frozenset()
     proto = occasional(fault, subject.proto, model, path)
-    mutant = _graph_mutant(subject, fault, proto, culprits)
+    mutant = _graph_mutant(subject, fault, proto, frozenset((path,)))
     sizes = batch_sizes(model)
 
     def exact(images: Array) -> Array:
@@ -264,10 +264,9 @@ def _occasional(subject: Subject, fault: str) -> Mutant:
     )
 
 
-def _in_file(subject: Subject, fault: str) -> Mutant:
+def _in_file(subject: Subject, fault: str, content: bytes) -> Mutant:
     """A file of the zoo with other constants or metadata, under hashes that fit them."""
     judgement = subject.judgement
-    content = serialize(FILE[fault](subject.proto, subject.model, subject.weights))
 
     def verdicts() -> dict[str, Verdict]:
         report = verify(subject.model, subject.weights, [], judgement.images, files={"file": content})
