@@ -28,7 +28,7 @@ from zoo import cli, machine
 REST = "the rest"
 PARTS: dict[str, tuple[str, ...]] = {  # of what is done in this process: "module:attribute"
     "the reference": ("backends.reference:apply", "export.crosscheck.judgement:apply"),
-    "limits": ("export.crosscheck.limits:propagate",),
+    "limits": ("export.crosscheck.limits:rounding",),
     "the zoo's ONNX export": (
         "export.crosscheck.verification:to_onnx",
         "export.crosscheck.verification:to_layers_onnx",

@@ -272,7 +272,7 @@ def _description(content: bytes, entries: dict[str, str], model: Model, where: s
     if PRECISION not in entries:
         for key in entries:
             if key.startswith("zoo.") and key not in known:
-                raise DataError(f"{key} is not said of such a file", where, AGAIN)
+                raise DataError(f"{key} is an entry that such a file does not have", where, AGAIN)
     return "input, document, version: as spec and producer say", None
 
 

@@ -152,7 +152,7 @@ def _ranges(numbers: Sequence[int]) -> str:
     return " ".join(f"{r[0]}-{r[-1]}" if len(r) > 2 else " ".join(map(str, r)) for r in runs)
 
 
-FOLDED = "not this layer's own output: what follows is computed as if a fused layer held it"
+FOLDED = "the file merged this layer into the next: only their result is checked"
 
 
 def _parts(layer: Data) -> Iterator[tuple[str, Data]]:

@@ -139,7 +139,7 @@ def weights(content: bytes, names: Container[str]) -> dict[str, np.ndarray]:
 
 
 def _floats(content: bytes) -> Iterator[tuple[str, tuple[int, ...], bytes]]:
-    """(name, shape, values) of every constant that is float32 and stored as bytes."""
+    """(name, shape, values) of every constant that is float32, as raw data or as a packed list of floats."""
     for graph in fields(content):
         if graph.number != _GRAPH:
             continue
@@ -148,9 +148,10 @@ def _floats(content: bytes) -> Iterator[tuple[str, tuple[int, ...], bytes]]:
                 continue
             found = list(fields(content, tensor.start, tensor.end))
             last = {f.number: f for f in found}
-            if {2, 8, 9} <= last.keys() and _varint(content, last[2].start, last[2].end)[0] == _FLOAT:
+            stored = 9 if 9 in last else 4
+            if {2, 8, stored} <= last.keys() and _varint(content, last[2].start, last[2].end)[0] == _FLOAT:
                 shape = [n for f in found if f.number == 1 for n in _varints(content, f.start, f.end)]
-                name, raw = (content[last[n].start : last[n].end] for n in (8, 9))
+                name, raw = (content[last[n].start : last[n].end] for n in (8, stored))
                 yield _text(name), tuple(shape), raw
 
 

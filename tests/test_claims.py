@@ -117,7 +117,7 @@ def test_an_entry_that_stands_twice() -> None:
     def twice(proto: ModelProto) -> None:
         proto.metadata_props.insert(0, onnx.StringStringEntryProto(key="zoo.labels", value="[]"))
 
-    assert "zoo.labels stands there twice" in untrue(altered(twice))
+    assert "zoo.labels appears twice" in untrue(altered(twice))
 
 
 def test_the_hash_itself() -> None:
@@ -200,7 +200,7 @@ def test_other_exporters_and_foreign_files() -> None:
     assert check(native(WEIGHTS), MODEL, WEIGHTS, DIRECT, LAYERS) == ((), ())
     flipped = check(native({n: _last_bit(a) for n, a in WEIGHTS.items()}), MODEL, WEIGHTS, DIRECT, LAYERS)
     assert flipped.untrue == ("zoo.weights_sha256 is not the hash of its weights",)
-    assert "not the weights of that name: conv1.weight" in flipped.notes[0]
+    assert "these tensors have a weight's name but other values: conv1.weight" in flipped.notes[0]
     foreign = onnx.load_from_string(DIRECT)
     del foreign.metadata_props[:]
     foreign.producer_name = "somebody"

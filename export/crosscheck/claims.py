@@ -79,9 +79,9 @@ def _entries(
     told, expected = dict(entries), metadata(model, weights)
     for key in dict.fromkeys(key for key, _ in entries):
         if sum(key == other for other, _ in entries) > 1:
-            yield f"{key} stands there twice"
+            yield f"{key} appears twice"
         if key.startswith("zoo.") and key not in (*expected, seal.KEY, seal.PARTS):
-            yield f"{key} is {_shown(told[key])}, which is not said of such a file"
+            yield f"{key} is {_shown(told[key])}, an entry that such a file does not have"
     for key, value in expected.items():
         if key == VERSION:
             if producer[0] == PRODUCER and producer[1] != told.get(key):
@@ -158,6 +158,6 @@ def _tensors(
     """
     found = seal.weights(content, weights)
     other = [name for name, array in found.items() if not np.array_equal(array, weights[name])]
-    notes = (f"not the weights of that name: {_some(other)}",) if other else ()
+    notes = (f"these tensors have a weight's name but other values: {_some(other)}",) if other else ()
     lies = found.keys() == weights.keys() and digest(found) != told
     return (f"{WEIGHTS} is not the hash of its weights",) * lies, notes

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
-from export.crosscheck.comparison import Comparison, compare, decide, outer_limit, worst_key
+from export.crosscheck.comparison import compare, decide, outer_limit, worst_key
 from export.crosscheck.diagnosis import explain
 from export.crosscheck.inputs import FEW_BATCHES, plain
 from export.crosscheck.judgement import Judgement, logit_path
 from export.crosscheck.local import Activations, Alone, Examined, Excuse, usable
-from export.crosscheck.verdict import Batches, LayerVerdict, Probes, Verdict
+from export.crosscheck.verdict import Batches, Probes, Verdict
 from export.crosscheck.witnesses import Witness
 from zoo.errors import MachineError, ZooError
 from zoo.model import IMAGE
@@ -65,14 +64,21 @@ def examine(
         if verdict.outputs is not None:
             excuse = Excuse(judgement.network, activations, alone, partial)
             values = logits(judgement.images) if logits and judgement.output == "probabilities" else None
-            outer = outer_limit(judgement.outputs)
-            found = _judged(judgement, verdict.outputs, values, verdict.layers, excuse, outer)
-            verdict.output, verdict.logits, verdict.decisions = found.output, found.logits, found.decisions
+            outer = np.full(
+                (len(judgement.images), *(1,) * (judgement.outputs.ndim - 1)), outer_limit(judgement.outputs)
+            )
+            found, limit = _judged(judgement, verdict.outputs, values, excuse, outer)
             mixture = judgement.mixture
             limits = _row_limits(mixture.outputs)
-            verdict.probes = _judged(mixture, mixed, None, verdict.layers, excuse, limits)
-            if sizes and verdict.output is not None and not verdict.output.problem:
-                verdict.batches = _batches(witness, judgement, sizes, mixed, tried, verdict, excuse)
+            verdict.probes, _ = _judged(
+                mixture, mixed, inside.get(logit_path(judgement.model)), excuse, limits
+            )
+            verdict.output, verdict.decisions = found.output, found.decisions
+            verdict.logits = found.logits or verdict.probes.logits
+            if sizes and not found.output.problem:
+                verdict.batches = _batches(
+                    witness, judgement, sizes, mixed, tried, verdict.outputs, limit, excuse
+                )
             if not verdict.passed and verdict.culprit is None:
                 verdict.layers |= excuse.wrong
         if verdict.culprit is not None:
@@ -89,75 +95,52 @@ def _judged(
     judgement: Judgement,
     outputs: np.ndarray,
     logits: np.ndarray | None,
-    layers: Mapping[str, LayerVerdict],
     excuse: Excuse,
-    outer: np.ndarray | float,
-) -> Probes:
-    """What a witness gives, and decides, for the images of a judgement.
+    outer: np.ndarray,
+) -> tuple[Probes, np.ndarray]:
+    """What a witness gives, and decides, for the images of a judgement, and the limit of the outputs.
 
-    logits: None where they cannot be had. layers: for the layers' images. outer: the outer limit, one number
-    or one for each image (N, ...).
+    logits: None where they cannot be had. outer: the outer limit of each image (N, 1, ...).
     """
-    added = 1.0
-    while True:
-        output = _output(judgement, outputs, added, outer)
-        found = Probes(output)
+    last, path = judgement.model.walk()[-1].path, logit_path(judgement.model)
+    logits = outputs if judgement.output == "logits" else logits
+    labels = judgement.output != "features"
+
+    def found(added: np.ndarray) -> tuple[Probes, np.ndarray]:
+        output = compare(outputs, judgement.outputs, outer)
         if output.problem:
-            return found
-        if judgement.output != "features":
-            decided = decide(outputs, judgement.logits, added * judgement.decision_limit)
-            found = Probes(output, _logits(judgement, outputs, logits, layers, added), decided)
-        if found.passed or added > 1:
-            return found
-        rows = _worst(judgement, outputs, found)
-        allowed = {logit_path(judgement.model): judgement.logit_limit[rows]} if judgement.model.labels else {}
-        allowed[judgement.model.walk()[-1].path] = judgement.output_limit[rows]
-        added = excuse.factor(judgement.images[rows], np.arange(len(rows)), allowed)
-        if added == 1:
-            return found
+            return Probes(output), outer
+        each = added.reshape(-1, *(1,) * (outputs.ndim - 1))
+        limit = np.maximum(outer, each * judgement.output_limit)
+        if not output.passed:  # small differences of large terms, which float32 cannot hold better
+            output = compare(outputs, judgement.outputs, limit)
+        if not labels:
+            return Probes(output), limit
+        decided = decide(outputs, judgement.logits, added * judgement.decision_limit)
+        told = None
+        if logits is not None:
+            told = compare(logits, judgement.logits, each * judgement.logit_limit)
+        return Probes(output, told, decided), limit
 
-
-def _worst(judgement: Judgement, outputs: np.ndarray, found: Probes) -> list[int]:
-    """The numbers of the images for which a witness is furthest off or decides otherwise."""
-    apart = np.abs(outputs - judgement.outputs).reshape(len(outputs), -1).max(axis=1)
-    chosen = set(np.argsort(apart)[-WORST:].tolist())
-    chosen |= set(found.decisions.forbidden[:WORST]) if found.decisions else set()
-    parts = [part for part in (found.output, found.logits) if part is not None and part.worst]
-    return sorted(chosen | {part.worst[0] for part in parts if part.worst[0] < len(outputs)})
-
-
-def _output(judgement: Judgement, outputs: np.ndarray, added: float, outer: np.ndarray | float) -> Comparison:
-    """The outputs under the outer limit; beyond it under the derived one, if that is larger.
-
-    It is where outputs are small differences of large terms, which float32 cannot hold better.
-    """
-    compared = compare(outputs, judgement.outputs, outer)
-    if compared.problem or compared.passed:
-        return compared
-    return compare(outputs, judgement.outputs, np.maximum(outer, added * judgement.output_limit))
+    first, limit = found(np.ones(len(judgement.outputs)))
+    if first.output.problem or first.passed:
+        return first, limit
+    beyond = (np.abs(outputs - judgement.outputs) > limit).reshape(len(outputs), -1).any(axis=1)
+    if labels and logits is not None and first.logits and not first.logits.problem:
+        beyond |= (np.abs(logits - judgement.logits) > judgement.logit_limit).any(axis=1)
+    if first.decisions:
+        beyond[first.decisions.forbidden] = True
+    rows = np.flatnonzero(beyond)
+    allowed = {last: limit[rows]} | ({path: judgement.logit_limit[rows]} if labels else {})
+    added = np.ones(len(outputs))
+    added[rows] = excuse.factors(judgement.images, rows, allowed)
+    return found(added) if (added > 1).any() else (first, limit)
 
 
 def _row_limits(expected: np.ndarray) -> np.ndarray:
     """The outer limit of each image, (N, 1, ...): what a bright one is allowed, a dark one is not."""
     limits = np.array([outer_limit(row) for row in expected])
     return limits.reshape(-1, *(1,) * (expected.ndim - 1))
-
-
-def _logits(
-    judgement: Judgement,
-    outputs: np.ndarray,
-    values: np.ndarray | None,
-    layers: Mapping[str, LayerVerdict],
-    added: float,
-) -> Comparison | None:
-    """The logits under their own limit: of all images if they can be had, else of the layers' images."""
-    values = outputs if judgement.output == "logits" else values
-    if values is not None:
-        return compare(values, judgement.logits, added * judgement.logit_limit)
-    layer = layers.get(logit_path(judgement.model))
-    if layer is None or layer.folded:
-        return None
-    return replace(layer.output, limit=added * layer.output.limit, ratio=layer.output.ratio / added)
 
 
 def _in_turn(
@@ -187,32 +170,39 @@ def _batches(
     sizes: Sequence[int],
     mixed: np.ndarray,
     tried: Mapping[int, slice],
-    verdict: Verdict,
+    outputs: np.ndarray,
+    limit: np.ndarray,
     excuse: Excuse,
 ) -> Batches:
     """Image 0 first with the next images, then with the last ones: its row, and all, must not change.
 
-    mixed: the outputs for the images whose layers are compared, in one go. tried: sizes of which the
-    verdict has the outputs, as these rows of all images.
+    mixed: the outputs for the images whose layers are compared, in one go. tried: sizes for which `outputs`,
+    of all images under `limit`, were asked for, as these rows; one of them is asked for by itself again.
     """
     images = judgement.layer_images
-    last = judgement.layers[judgement.model.walk()[-1].path]
+    path = judgement.model.walk()[-1].path
+    last = judgement.layers[path]
     compared, identical = [], True
     for size in sizes:
-        if size in tried and verdict.outputs is not None and verdict.output is not None:
+        if size in tried:
             rows = tried[size]
-            got, expected = verdict.outputs[rows], judgement.outputs[rows]
-            compared.append((compare(got, expected, verdict.output.limit), size))
+            compared.append((compare(outputs[rows], judgement.outputs[rows], limit[rows]), size))
+            one = witness.predict(judgement.images[rows.start : rows.start + 1])
+            identical = identical and np.array_equal(one[0], outputs[rows.start])
             continue
         for start in (1, len(images) - size + 1)[: 2 if size < MANY else 1]:
             chosen = np.concatenate([[0], np.arange(start, start + size - 1) % len(images)]).astype(int)
             got = witness.predict(images[chosen])
             beside = compare(got, last.output[chosen], last.limit[chosen])
             if not beside.passed and not beside.problem:
-                row = beside.worst[0]
-                allowed = {judgement.model.walk()[-1].path: last.limit[chosen][[row]]}
-                added = excuse.factor(images[chosen], np.array([row]), allowed)
-                beside = compare(got, last.output[chosen], added * last.limit[chosen])
+                allowed = last.limit[chosen]
+                apart = np.abs(got - last.output[chosen]) > allowed
+                beyond = np.flatnonzero(apart.reshape(len(got), -1).any(axis=1))
+                added = np.ones((len(got), *(1,) * (got.ndim - 1)))
+                added[beyond] = excuse.factors(images[chosen], beyond, {path: allowed[beyond]}).reshape(
+                    -1, *added.shape[1:]
+                )
+                beside = compare(got, last.output[chosen], added * allowed)
             compared.append((beside, size))
             identical = identical and np.array_equal(got, mixed[chosen])
     worst, size = max(compared, key=lambda pair: worst_key(pair[0]))

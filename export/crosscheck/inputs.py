@@ -43,8 +43,8 @@ DRAWN_BATCHES, LARGEST_DRAWN = 3, 256  # besides
 FEW_BATCHES = (1, 2, 3, 7, 64)
 LEAST_BATCHES = 3  # sizes, however much a model computes
 BATCH_WORK = 30_000_000_000  # multiply-accumulates of all batches, each size once
-SEVERAL, MOST_ROWS = 16, 256  # inputs for a layer alone, and for a dense one
-FEW = 16  # terms of a sum that are not zero
+SEVERAL, MOST_ROWS = 16, 256  # inputs for a layer alone: at least, at most
+FEW, HITS = 16, 16  # terms of a sum that are not zero; outputs that meet a weight
 
 
 def probes(model: Model, count: int = MOST, seed: int = 0) -> np.ndarray:
@@ -186,31 +186,30 @@ def _ramps(model: Model) -> np.ndarray:
     return np.stack([ramp, np.sqrt(ramp)[::-1]]).reshape(2, *model.input_shape)
 
 
-SEVERAL, MOST_ROWS = 16, 256  # inputs for a layer alone, and for a dense one
-FEW = 16  # terms of a sum that are not zero
-
-
 def few_terms(node: Node, x: np.ndarray, number: int = 0) -> np.ndarray:
     """Inputs for one layer alone: noise of both signs, as large as x (N, ...) is at most, and one of zeros.
 
-    For a layer that sums most of the noise is zero, so that its outputs are sums of about FEW terms:
-    rounding has a sharp bound there, and one wrong weight is a large part of an output. Together they meet
-    every weight of a dense layer, and nearly every one of a convolution. number: of a join's input. float32.
+    For a layer that sums, the noise is cut into rows, each of which holds a part: its outputs are sums of
+    about FEW terms, whose rounding has a sharp bound, and one wrong weight is a large part of an output.
+    Where an output sees everything, the rows together meet every weight; where there are many outputs, each
+    weight is met at about HITS of them. More rows than MOST_ROWS are not made: then a sum has more terms.
+    number: of a join's input. float32.
     """
-    shape, size = x.shape[1:], prod(x.shape[1:])
-    rows = min(len(x), SEVERAL)
-    if isinstance(node.layer, Dense):
-        rows = min(MOST_ROWS, max(rows, -(-size // FEW)))
-    noise = (2 * uniform(number, f"alone/{node.path}", rows * size) - 1).reshape(rows, size)
-    if isinstance(node.layer, Dense):
-        noise[np.arange(rows)[:, None] != permutation(number, f"alone/{node.path}/rows", size) % rows] = 0
-    elif isinstance(node.layer, (Conv2d, AvgPool2d, AdaptiveAvgPool2d, GlobalAvgPool2d)):
-        window = node.layer.window(shape)
+    layer, shape, size = node.layer, x.shape[1:], prod(x.shape[1:])
+    terms = 0
+    if isinstance(layer, Dense):
+        terms = size
+    elif isinstance(layer, Conv2d):
+        terms = prod(layer.kernel) * shape[0] // layer.groups
+    elif isinstance(layer, (AvgPool2d, AdaptiveAvgPool2d, GlobalAvgPool2d)):
+        window = layer.window(shape)
         terms = prod(window[0] if window else shape[1:])
-        if isinstance(node.layer, Conv2d):
-            terms = prod(node.layer.kernel) * shape[0] // node.layer.groups
-        noise[
-            uniform(number, f"alone/{node.path}/places", rows * size).reshape(rows, size) * terms >= FEW
-        ] = 0
+    parts = min(MOST_ROWS, -(-terms // FEW))
+    rows = min(parts, -(-HITS * parts // prod(node.output_shape[1:])))
+    rows = max(rows, min(len(x), SEVERAL))
+    noise = (2 * uniform(number, f"alone/{node.path}", rows * size) - 1).reshape(rows, size)
+    if parts > 1:
+        part = permutation(number, f"alone/{node.path}/parts", size) % parts
+        noise[np.arange(rows)[:, None] % parts != part] = 0
     noise *= float(np.abs(x).max(initial=0)) or 1.0
     return np.concatenate([noise, np.zeros((1, size))]).astype(np.float32).reshape(-1, *shape)

@@ -5,8 +5,9 @@ noise, probes and extremes (export.crosscheck.inputs).
 
 A layer's own rounding is bounded by export.crosscheck.limits. What the layers before it add is measured: the
 reference runs once more, each layer's output shaken by errors as large as rounding usually is, with random
-signs. What comes out is the noise that float32 has in this network, for this image. Real runtimes stay within
-SHAKEN times it; unlike a bound it does not grow beyond all measure in deep networks.
+signs; a mean by what a running float32 sum really loses on its input as well. What comes out is the noise
+that float32 has in this network, for this image. Real runtimes stay within SHAKEN times it; unlike a bound it
+does not grow beyond all measure in deep networks.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from backends.reference import ReferenceNetwork, apply
+from export.crosscheck import limits
 from export.crosscheck.inputs import layer_images, plain
 from export.crosscheck.limits import UNIT, UNITS, carry, product_units, rounding
 from zoo.layers import Dense, Softmax
@@ -184,8 +186,10 @@ def judge_layers(network: ReferenceNetwork, images: np.ndarray) -> dict[str, Exp
             moved = y if untouched else apply(node.layer, other, weights)
             noise = np.abs(moved - y).max(axis=tuple(range(1, y.ndim)), initial=0)
             tensors[node.path] = y
-            shaken[node.path] = moved + _signs(f"{number}/{node.path}", y.shape) * own.typical
-            with np.errstate(over="ignore"):  # beyond float32 anything is allowed, and a judge is infinite
+            lost = limits.running(node.layer, x)
+            own_error = _signs(f"{number}/{node.path}", y.shape) * own.typical
+            shaken[node.path] = moved + own_error + (0 if lost is None else lost - y)
+            with np.errstate(over="ignore"):  # limits beyond float32 become infinite
                 bound, usual = own.bound.astype(np.float32), own.expected.astype(np.float32)
             parts[node.path].append(Expected(y, bound, usual, noise))
     return {path: Expected(*map(np.concatenate, zip(*part, strict=True))) for path, part in parts.items()}

@@ -8,8 +8,8 @@ running sum of equal terms, whose errors all have one sign. That is a layer's `m
 Errors of random sign cancel, so what usually happens is far less: n terms of one sign, added one after
 another, leave a standard deviation of 0.24 sqrt(n) u S, and 2 sqrt(n) u S is eight of them; a product of
 matrices keeps at least 16 partial sums, which makes it sqrt(n) / 2. Both at least 32, four times the 8.3
-measured in the last layers of the documented CNNs. That is a layer's `usual`: who is beyond it is no
-culprit yet, but is run alone on inputs so few of which are not zero that `most` is as sharp
+measured in the last layers of the documented CNNs. That is a layer's `usual`. A layer beyond it is not wrong
+yet: it is run alone on inputs that are mostly zero, where the bound is tight
 (export.crosscheck.inputs.few_terms).
 
 Functions of one number err by what is documented of, or was measured in, the runtimes: ACTIVATION_UNITS.
@@ -212,6 +212,34 @@ def _(layer: Softmax, x: Array, y: Array, w: Mapping[str, Array]) -> Rounding:
     """exp(x - max) errs by u |x - max|, which the subtraction leaves, and a few u; n terms are summed."""
     most = np.abs(x - x.max(axis=1, keepdims=True)) + x.shape[1] + 10
     return Rounding(y, most, most)
+
+
+def running(layer: Layer, x: Any) -> Array | None:
+    """A mean as a running float32 sum gives it, term after term: float64. None for other layers."""
+    if isinstance(layer, GlobalAvgPool2d):
+        return _running(x)
+    if isinstance(layer, AdaptiveAvgPool2d):
+        rows, columns = layer.cells(x.shape[1:])
+        cells = [[_running(x[:, :, slice(*row), slice(*column)]) for column in columns] for row in rows]
+        return np.concatenate([np.concatenate(row, axis=3) for row in cells], axis=2)
+    if isinstance(layer, AvgPool2d):
+        top, left, bottom, right = layer.sides(x.shape[1:])
+        padded = np.pad(x.astype(np.float32), ((0, 0), (0, 0), (top, bottom), (left, right)))
+        windows = sliding_window_view(padded, layer.size, axis=(2, 3))
+        windows = windows[:, :, :: layer.stride[0], :: layer.stride[1]]
+        total = np.zeros(windows.shape[:4], np.float32)
+        for i, j in np.ndindex(layer.size):
+            total = total + windows[..., i, j]
+        return total.astype(np.float64) / np.outer(*layer.counts(x.shape[1:]))
+    return None
+
+
+def _running(x: Array) -> Array:
+    """The mean of each channel (N, C, 1, 1)."""
+    with np.errstate(over="ignore"):
+        flat = x.reshape(*x.shape[:2], -1).astype(np.float32)
+    total = np.add.accumulate(flat, axis=2, dtype=np.float32)[:, :, -1:, None]
+    return total.astype(np.float64) / flat.shape[2]
 
 
 @singledispatch

@@ -15,7 +15,7 @@ import numpy as np
 from backends.reference import ReferenceNetwork, apply
 from export.crosscheck import limits
 from export.crosscheck.comparison import Comparison, compare, worst_of
-from export.crosscheck.inputs import few_terms, plain
+from export.crosscheck.inputs import MOST_ROWS, few_terms, plain
 from export.crosscheck.judgement import Expected, judge_layers
 from export.crosscheck.verdict import LayerVerdict
 from zoo.errors import MachineError, ZooError
@@ -25,7 +25,8 @@ Activations = Callable[[np.ndarray], dict[str, np.ndarray]]
 Alone = Callable[..., np.ndarray | None]  # (path, input, or all inputs of a join)
 Weights = Mapping[str, np.ndarray]
 
-ADDED = 4.0  # times what the witness's own layers add up to, for a few of the images in another batch
+ADDED = 4.0  # how many times the difference seen in its last layer an output may have
+AT_A_TIME = 64  # images whose layers are looked at again
 
 
 @dataclass
@@ -64,8 +65,11 @@ class Examined:
         meant = plain(self.images) if plain(self.images).any() else slice(None)
         for node, weights in self.network.nodes:
             layer = found.get(node.path)
-            wanted = everything or (sparse and bool(weights))
-            if layer is not None and not layer.folded and (wanted or layer.usual > 1 or not layer.passed):
+            wanted = (
+                everything or (sparse and bool(weights)) or (layer and (layer.usual > 1 or not layer.passed))
+            )
+            fused = any(found[path].folded for path in (node.path, *node.inputs) if path in found)
+            if layer is not None and wanted and not fused:
                 given = [tensors[path] for path in node.inputs]
                 inputs = [given] if everything or not layer.passed else []
                 inputs.append([few_terms(node, x[meant], number) for number, x in enumerate(given)])
@@ -88,9 +92,9 @@ class Examined:
 class Excuse:
     """How much more than usual an output may differ, because a witness's own rounding adds up to that.
 
-    Asked about images whose outputs are beyond the limit. It is an excuse if every layer that the witness
-    shows for them is within its own bound, alone as well if it differs more than usual, and the last one is
-    as far off as the output: so it is with sums of equal terms, for one.
+    Asked about images whose outputs are beyond the limit. It is an excuse if the witness shows every layer
+    for them, each is within its own bound, alone as well if it differs more than usual, and the last one is
+    as far off as the output: so it is with sums of equal terms, for one. Who hides a layer has no excuse.
     wrong: layers that are not, which other images need not show.
     """
 
@@ -100,14 +104,22 @@ class Excuse:
     partial: bool
     wrong: dict[str, LayerVerdict] = field(default_factory=dict)
 
-    def factor(self, batch: np.ndarray, rows: np.ndarray, allowed: Mapping[str, np.ndarray]) -> float:
-        """How many times `allowed` an output may differ; 1 without an excuse.
+    def factors(self, batch: np.ndarray, rows: np.ndarray, allowed: Mapping[str, np.ndarray]) -> np.ndarray:
+        """How many times `allowed` the output for some images may differ: (rows,), 1 without an excuse.
 
-        batch: images (N, C, H, W) as the witness gets them. rows: those of them to look at. allowed: for
+        batch: images (N, C, H, W) as the witness gets them. rows: numbers of those to look at. allowed: for
         these, by path of the last layer and of the one that gives the logits: (rows, ...).
         """
+        if len(rows) > AT_A_TIME:
+            parts = np.split(np.arange(len(rows)), range(AT_A_TIME, len(rows), AT_A_TIME))
+            return np.concatenate(
+                [self.factors(batch, rows[p], {path: x[p] for path, x in allowed.items()}) for p in parts]
+            )
+        none = np.ones(len(rows))
         if self.activations is None:
-            return 1.0
+            return none
+        # Only a batch of the same size is computed in the same way; of many images some will do.
+        batch, rows = (batch, rows) if len(batch) <= MOST_ROWS else (batch[rows], np.arange(len(rows)))
         inside = {path: x[rows] for path, x in self.activations(batch).items() if len(x) == len(batch)}
         expected = judge_layers(self.network, batch[rows])
         examined = Examined(self.network, batch[rows], expected, inside, self.partial)
@@ -115,11 +127,14 @@ class Excuse:
         if self.alone and all(layer.passed for layer in layers.values()):
             layers = examined.isolated(layers, self.alone)
         self.wrong |= {path: layer for path, layer in layers.items() if not layer.passed}
-        missing = (allowed if self.partial else expected).keys() - layers.keys()
-        if missing or not all(v.passed and (v.usual <= 1 or v.alone) for v in layers.values()):
-            return 1.0
-        added = [compare(inside[path], expected[path].output, limit) for path, limit in allowed.items()]
-        return max(1.0, ADDED * max(part.ratio for part in added))
+        if layers.keys() != expected.keys() or any(layer.folded for layer in layers.values()):
+            return none
+        if not all(v.passed and (v.usual <= 1 or v.alone) for v in layers.values()):
+            return none
+        for path, limit in allowed.items():
+            apart = np.abs(inside[path] - expected[path].output) / np.maximum(limit, limits.FLOOR)
+            none = np.maximum(none, ADDED * apart.reshape(len(rows), -1).max(axis=1))
+        return none
 
 
 @dataclass
@@ -145,6 +160,7 @@ class _Local:
 
     of: Examined
     found: dict[str, LayerVerdict] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)  # wrong layers that a later one takes as they are
 
     def run(self) -> dict[str, LayerVerdict]:
         """The verdicts, whose `output` is not set yet, by path."""
@@ -157,7 +173,9 @@ class _Local:
                 shown.values[path], shown.bridges[path] = self._bridged(node, weights, shown)
                 continue
             verdict = self._beside(node, weights, shown, got)
-            if not verdict.passed and self.of.folds:
+            if verdict.passed:
+                self.taken |= hidden.values.keys() & set(node.inputs)
+            elif self.of.folds:
                 instead = shown.without(hidden)
                 if any(source in hidden.values for source in node.inputs):
                     other = self._beside(node, weights, instead, got)
@@ -168,6 +186,8 @@ class _Local:
                     hidden.values[path], hidden.bridges[path] = self._bridged(node, weights, instead)
             self.found[path] = verdict
             shown.values[path] = got
+        for path in self.taken:
+            self.found[path] = replace(self.found[path], folded=False)
         return self.found
 
     def _fold(self, node: Node, hidden: _Tensors) -> None:

@@ -28,7 +28,7 @@ MOST = 32  # images of a step
 RATE = 2e9  # multiply-accumulates a second of judge and witness: what two busy cores did
 STEPS = 4  # that there is to be time for, or a step has fewer images
 
-Excuse = Callable[[np.ndarray, np.ndarray, Mapping[str, np.ndarray]], float]
+Excuse = Callable[[np.ndarray, np.ndarray, Mapping[str, np.ndarray]], np.ndarray]
 Move = Callable[[np.random.Generator, np.ndarray, np.ndarray], np.ndarray]  # (image, another image)
 
 
@@ -81,6 +81,8 @@ def search(
             worst = judged(witness, judgement.network, best[0], excuse)
             if not worst.passed:
                 return Found(worst, best[0], count)
+            if len(best) > 1:  # its layers explain it: look elsewhere
+                best, ratios = best[1:], ratios[1:]
         longest = max(longest, time.perf_counter() - before)
     return Found(judged(witness, judgement.network, best[0], excuse), best[0], count)
 
@@ -100,7 +102,7 @@ def judged(
     compared = compare(got, last.output, limit)
     if compared.passed or compared.problem or excuse is None:
         return compared
-    return compare(got, last.output, excuse(image[None], np.array([0]), {path: limit}) * limit)
+    return compare(got, last.output, excuse(image[None], np.array([0]), {path: limit})[0] * limit)
 
 
 def _ratios(witness: Witness, judgement: Judgement, images: np.ndarray) -> np.ndarray:

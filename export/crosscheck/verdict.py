@@ -177,15 +177,20 @@ class Verdict:
         return next((path for path, layer in self.layers.items() if not layer.passed), None)
 
     @property
+    def whole(self) -> list[Comparison]:
+        """What was compared of the whole network's outputs."""
+        parts = [self.output, self.logits]
+        parts += [self.probes.output, self.probes.logits] if self.probes else []
+        parts += [found.worst for found in (self.batches, self.search) if found]
+        return [part for part in parts if part is not None]
+
+    @property
     def max_ratio(self) -> float:
         """The largest difference as a multiple of its limit; infinity for a crash or a wrong shape."""
         if not self.judged:
             return float("inf")
-        parts: list[Comparison | None] = [self.output, self.logits]
-        parts += [part for layer in self.layers.values() for part in layer.judged]
-        parts += [self.probes.output, self.probes.logits] if self.probes else []
-        parts += [found.worst for found in (self.batches, self.search) if found]
-        return max(float("inf") if part.problem else part.ratio for part in parts if part is not None)
+        parts = [*self.whole, *(part for layer in self.layers.values() for part in layer.judged)]
+        return max(float("inf") if part.problem else part.ratio for part in parts)
 
     def to_dict(self) -> dict[str, Any]:
         """The verdict as JSON data."""

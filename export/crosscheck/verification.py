@@ -352,7 +352,7 @@ def _search(
     started = time.perf_counter()
     excuse = Excuse(judgement.network, witness.activations, witness.alone, partial)
     try:
-        verdict.search = look_for_the_worst(witness, judgement, depth.search, depth.seed, excuse.factor)
+        verdict.search = look_for_the_worst(witness, judgement, depth.search, depth.seed, excuse.factors)
     except MachineError:
         raise
     except ZooError as error:

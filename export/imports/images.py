@@ -22,7 +22,9 @@ from zoo.model import IMAGE, Model, Node
 from zoo.randomness import raw_bits
 
 Array = np.ndarray
+SEARCHED = "searched"
 MOST = 16  # images of a kind
+LEAST_PLACES = 2  # that are searched, however large a model is
 WORK = 1_000_000_000  # of `_work` on the images of one kind: half a second of the reference
 MOST_PIXELS = 2**26  # of all groups; with more only the first three are asked
 SCALES = (1e-3, 0.1, 1.0, 10.0, 255.0)  # of noise
@@ -63,7 +65,7 @@ def groups(network: ReferenceNetwork, preprocessed: bool = False) -> list[Group]
     if sum(group.images.size for group in found) > MOST_PIXELS:
         return found[:3]
     searched = list(near_bends(network, count))
-    return [*found, Group("searched", np.concatenate(searched))] if searched else found
+    return [*found, Group(SEARCHED, np.concatenate(searched))] if searched else found
 
 
 def kind_count(model: Model) -> int:
@@ -117,6 +119,7 @@ def near_bends(network: ReferenceNetwork, count: int) -> Iterator[Array]:
     ]
     if not targets:
         return
+    count = max(count, LEAST_PLACES)
     lines = list(_lines(model, count))
     for i in range(count):
         node, bend = targets[i * len(targets) // count]

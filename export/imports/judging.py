@@ -28,6 +28,7 @@ from export import artifacts, card
 from export.crosscheck import DIRECT, JUDGE, Comparison, compare, outer_limit
 from export.crosscheck.comparison import worst_of
 from export.crosscheck.inputs import probes
+from export.crosscheck.limits import running
 from export.graph import serialize, to_layers_onnx, to_onnx
 from export.imports import images as judged
 from export.imports import originals, reading
@@ -36,11 +37,12 @@ from export.session import CHUNK, Session
 from export.vectors import ABSOLUTE, RELATIVE
 from zoo import machine, runs
 from zoo.errors import CheckFailed
-from zoo.layers import GlobalAvgPool2d, Shape
+from zoo.layers import AdaptiveAvgPool2d, AvgPool2d, GlobalAvgPool2d, Shape
 from zoo.model import IMAGE, Model
 from zoo.weights import Weights, digest, to_bytes
 
 OWN, CEILING = 8.0, 0.01  # see `allowed`
+NEEDED = {"noise", "digits", judged.SEARCHED}  # groups without which nothing is kept
 AT_A_TIME = 16  # images, of a file that takes any number
 SMALLEST = 1e-25  # of probabilities whose logarithms are compared
 MOST_PIXELS = 2**26  # of the images that a file takes at a time
@@ -214,7 +216,7 @@ def answered(
 ) -> list[Answers]:
     """An original's outputs by group: of the groups on which they tell something.
 
-    What is left out is said. Raises CheckFailed if that is more than half of the groups.
+    What is left out is said. Raises CheckFailed if that is more than half of the groups, or one of NEEDED.
     """
     counts = [len(group.images) for group in groups]
     split = [_parts(outputs, counts) for outputs in (expected, *own)]
@@ -231,14 +233,15 @@ def answered(
                 continue
             problem = f"'s rounding may be more than {CEILING:.0%} of its outputs"
         say(f"not compared on {group.name}: the original{problem}")
-    if 2 * len(found) < len(groups):
+    names = {group.name for group in groups} - {answers.group for answers in found}
+    if 2 * len(found) < len(groups) or names & NEEDED:
         where = f"{len(groups) - len(found)} of {len(groups)} groups of images"
         raise CheckFailed(f"on {where} the original{problem}", model.name, "nothing was kept")
     return found
 
 
 class _RunningSums(ReferenceNetwork):
-    """The reference with every global mean summed in float32, one number after the other.
+    """The reference with every mean summed in float32, one number after the other.
 
     Some runtimes do so. Where an image is constant all terms are equal and the sum's roundings go one way:
     over 112 x 112 terms that is 50 units in the last place, and a deep network with gates makes more of it.
@@ -248,19 +251,15 @@ class _RunningSums(ReferenceNetwork):
         tensors = {IMAGE: images.astype(np.float64)}
         for node, weights in self.nodes:
             taken = node.take(tensors)
-            if isinstance(node.layer, GlobalAvgPool2d):
-                assert isinstance(taken, np.ndarray)
-                terms = taken.astype(np.float32).reshape(*taken.shape[:2], -1)
-                mean = np.cumsum(terms, axis=2, dtype=np.float32)[..., -1:] / np.float32(terms.shape[2])
-                tensors[node.path] = mean[..., np.newaxis].astype(np.float64)
-            else:
-                tensors[node.path] = apply(node.layer, taken, weights)
+            summed = running(node.layer, taken)
+            tensors[node.path] = apply(node.layer, taken, weights) if summed is None else summed
             yield node.path, tensors[node.path]
 
 
 def _summed(network: ReferenceNetwork, images: np.ndarray, expected: np.ndarray) -> list[np.ndarray]:
-    """What an original may give that sums its global means in turn; none if the network has none."""
-    if not any(isinstance(node.layer, GlobalAvgPool2d) for node, _ in network.nodes):
+    """What an original may give that sums its means in turn; none if the network has none."""
+    means = (GlobalAvgPool2d, AdaptiveAvgPool2d, AvgPool2d)
+    if not any(isinstance(node.layer, means) for node, _ in network.nodes):
         return []
     model = network.model
     true, careless = (x.predict(images) for x in (network, _RunningSums(model, network.weights())))
@@ -294,11 +293,16 @@ def require(checks: Iterable[Check], model: Model) -> None:
 
 
 def keep(
-    candidate: Candidate, about: Mapping[str, Any], checks: Sequence[Check], out: Path
+    candidate: Candidate,
+    about: Mapping[str, Any],
+    checks: Sequence[Check],
+    answers: Sequence[Answers],
+    out: Path,
 ) -> tuple[Path, dict[str, Any]]:
     """Publish what was brought in as a run, `out`/<model>/import; its folder and its report.
 
-    about: what it was made of. Raises CheckFailed, keeping nothing, if a check failed.
+    about: what it was made of. answers: the groups of images on which it was compared. Raises CheckFailed,
+    keeping nothing, if a check failed.
     """
     model, weights, onnx = candidate.model, candidate.weights, candidate.onnx
     require(checks, model)
@@ -309,6 +313,7 @@ def keep(
         "parameters": model.parameters,
         "weights_sha256": digest(weights),
         "onnx": {"sha256": hashlib.sha256(onnx).hexdigest(), "bytes": len(onnx)},
+        "compared_on": [group.group for group in answers],
         "checks": [check.to_dict() for check in checks],
         "versions": machine.versions(
             [name for backend in backends.training_names() for name in backends.distributions(backend)]
@@ -356,7 +361,7 @@ def import_original(
     checks = [candidate.itself(f"{wish.source} itself", answers)]
     checks += candidate.float32(answers)
     checks += candidate.float64(small, image, expected_small)
-    return keep(candidate, adopted.about, checks, out)
+    return keep(candidate, adopted.about, checks, answers, out)
 
 
 def _import_exported(
@@ -376,7 +381,7 @@ def _import_exported(
     candidate = Candidate(found.model, found.weights, backend_names, workers, say)
     answers = answered(found.model, groups, expected, own, say)
     checks = [candidate.itself(f"{wish.source} itself", answers), *candidate.float32(answers)]
-    return keep(candidate, about, checks, out)
+    return keep(candidate, about, checks, answers, out)
 
 
 def import_onnx(
@@ -415,7 +420,7 @@ def import_onnx(
     }
     candidate = Candidate(model, weights, backend_names, workers, say)
     checks = [candidate.itself("the file, optimised", answers), *candidate.float32(answers)]
-    return keep(candidate, about, checks, out)
+    return keep(candidate, about, checks, answers, out)
 
 
 def _most(model: Model) -> int:

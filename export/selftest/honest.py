@@ -69,7 +69,7 @@ class Tally:
             if verdict.error:
                 self.crashes.append(f"{told}, {verdict.error}")
                 continue
-            self.margins.honour(model, verdict, told)
+            self.margins.take_honest(model, verdict, told)
             if not verdict.passed:
                 where = f"{told}, {verdict.culprit}, {verdict.max_ratio:.2f}"
                 self.alarms.append(f"{where}; again: {' '.join(self.command(seed))}")

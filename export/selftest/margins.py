@@ -28,7 +28,7 @@ class Margin:
     caught: float | None = None
     caught_by: str = ""
 
-    def honour(self, ratio: float, whose: str) -> None:
+    def take_honest(self, ratio: float, whose: str) -> None:
         """Take an honest witness's ratio."""
         if self.honest is None or ratio > self.honest:
             self.honest, self.honest_of = ratio, whose
@@ -63,16 +63,16 @@ class Margins:
         """The margin of a kind of layer."""
         return self._by_kind.setdefault(kind, Margin(kind))
 
-    def honour(self, model: Model, verdict: Verdict, whose: str) -> None:
+    def take_honest(self, model: Model, verdict: Verdict, whose: str) -> None:
         """Take all that was compared of an honest witness. whose: what it is, for the reader."""
         for kind, ratio in ratios(model, verdict):
-            self.of(kind).honour(ratio, whose)
+            self.of(kind).take_honest(ratio, whose)
 
     def take(self, other: Margins) -> None:
         """Take what others have seen."""
         for kind, margin in other._by_kind.items():
             if margin.honest is not None:
-                self.of(kind).honour(margin.honest, margin.honest_of)
+                self.of(kind).take_honest(margin.honest, margin.honest_of)
             if margin.caught is not None:
                 self.of(kind).catch(margin.caught, margin.caught_by)
 
@@ -88,16 +88,14 @@ def ratios(model: Model, verdict: Verdict) -> Iterator[tuple[str, float]]:
         ratio = own_ratio(layer)
         if ratio is not None:
             yield kinds[path], ratio
-    whole = [verdict.output, verdict.logits, verdict.batches.worst if verdict.batches else None]
-    seen = [float("inf") if part.problem else part.ratio for part in whole if part is not None]
+    seen = [float("inf") if part.problem else part.ratio for part in verdict.whole]
     if seen:
         yield WHOLE, max(seen)
 
 
 def own_ratio(layer: LayerVerdict) -> float | None:
-    """The larger ratio of a layer's own comparisons, local and alone; infinite for a problem, or None."""
-    parts = [part for part in (layer.local, layer.alone) if part is not None]
-    return max((float("inf") if part.problem else part.ratio for part in parts), default=None)
+    """The largest ratio of what decides of a layer; infinite for a problem, None where nothing does."""
+    return max((float("inf") if part.problem else part.ratio for part in layer.judged), default=None)
 
 
 def decisive(

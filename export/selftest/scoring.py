@@ -230,7 +230,7 @@ def score(
                 f"{model.name}: {name}" for name, verdict in checked.honest.items() if not verdict.passed
             ]
             for name, verdict in checked.honest.items():
-                found.honest_margins.honour(model, verdict, f"{model.name}: {name}")
+                found.honest_margins.take_honest(model, verdict, f"{model.name}: {name}")
             planted = [mutant for mutant in mutants(checked) if not faults or mutant.fault in faults]
             found.results += _judged(planted, checked, say)
     return found
