@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import ModelProto
 
 # Before anything imports keras: the settings in the developer's home must not matter.
 os.environ.setdefault("KERAS_HOME", tempfile.mkdtemp(prefix="zoo-tests-keras-"))
@@ -23,6 +24,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import backends
 import zoo
 from backends.client import Worker
+from export import seal
 from zoo import cli, data
 from zoo.network import Backend
 
@@ -166,3 +168,15 @@ def mnist_folder() -> Path:
     if folder is None:
         pytest.skip("ZOO_DATA names no folder with MNIST")
     return folder
+
+
+def sealed(proto: ModelProto) -> bytes:
+    """The bytes of a file with hashes that fit them, as somebody would write them who wants to be believed."""
+    kept = [(e.key, e.value) for e in proto.metadata_props if e.key not in (seal.KEY, seal.PARTS)]
+    del proto.metadata_props[:]
+    for key, value in kept:
+        proto.metadata_props.add(key=key, value=value)
+    parts = seal.list_of_parts(proto.SerializeToString(deterministic=True))
+    for key, value in ((seal.PARTS, parts), (seal.KEY, seal.ZEROS)):
+        proto.metadata_props.add(key=key, value=value)
+    return seal.fill(proto.SerializeToString(deterministic=True))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from conftest import sealed
 from onnx import ModelProto, numpy_helper
 
 import export
@@ -24,18 +25,6 @@ TINY = "cnn-padded:out_1=2,out_2=2"
 MODEL = zoo.get("cnn-padded", out_1=2, out_2=2)
 WEIGHTS = zoo.init_weights(MODEL)
 DIRECT, LAYERS = (serialize(make(MODEL, WEIGHTS)) for make in (to_onnx, to_layers_onnx))
-
-
-def sealed(proto: ModelProto) -> bytes:
-    """The bytes of a file with hashes that fit them, as somebody would write them who wants to be believed."""
-    kept = [(e.key, e.value) for e in proto.metadata_props if e.key not in (seal.KEY, seal.PARTS)]
-    del proto.metadata_props[:]
-    for key, value in kept:
-        proto.metadata_props.add(key=key, value=value)
-    parts = seal.list_of_parts(proto.SerializeToString(deterministic=True))
-    for key, value in ((seal.PARTS, parts), (seal.KEY, seal.ZEROS)):
-        proto.metadata_props.add(key=key, value=value)
-    return seal.fill(proto.SerializeToString(deterministic=True))
 
 
 def altered(change: Callable[[ModelProto], None], content: bytes = DIRECT) -> bytes:

@@ -248,7 +248,9 @@ def _occasional(subject: Subject, fault: str) -> Mutant:
     model, path = subject.model, logit_path(subject.model)
     occasion = OCCASIONS[fault]
     proto = occasional(fault, subject.proto, model, path)
-    mutant = _graph_mutant(subject, fault, proto, frozenset((path,)))
+    # in larger batches than are looked into layer by layer, none can be named
+    culprits = frozenset((path,) if "above" not in fault else ())
+    mutant = _graph_mutant(subject, fault, proto, culprits)
     sizes = batch_sizes(model)
 
     def exact(images: Array) -> Array:
