@@ -51,6 +51,15 @@ EVERY = ".every"  # ends the name of a convolution that is thinned out afterward
 CHUNK = 500  # images at a time where there are more than ONE_BATCH, as in backends/keras3.py
 
 
+# As in backends/keras3.py: TensorFlow's remapper breaks graphs of such networks, and rounds otherwise.
+SOUND_GRAPHS = """
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow
+
+    tensorflow.config.optimizer.set_experimental_options({"remapping": False})"""
+
+
 @singledispatch
 def emit(layer: Layer, input_shape: Shape, path: str) -> tuple[Call, ...]:
     """The construction of one layer: of what prepares its input, if anything, and of itself."""
@@ -435,6 +444,8 @@ def program(model: Model) -> str:
         if "BatchNorm" in called
         else load
     )
+    if any(isinstance(node.layer, (Join, LeakyReLU)) for node in model.walk()):
+        imports += SOUND_GRAPHS
     blocks += [_build(model), load, PREDICT]
     return source.program(model, "Keras", "float32", imports, *blocks)
 

@@ -5,9 +5,9 @@ noise, probes and extremes (export.crosscheck.inputs).
 
 A layer's own rounding is bounded by export.crosscheck.limits. What the layers before it add is measured: the
 reference runs once more, each layer's output shaken by errors as large as rounding usually is, with random
-signs; a mean by what a running float32 sum really loses on its input as well. What comes out is the noise
-that float32 has in this network, for this image. Real runtimes stay within SHAKEN times it; unlike a bound it
-does not grow beyond all measure in deep networks.
+signs; a mean, or a local normalisation, by what a running float32 sum really loses on its input as well.
+What comes out is the noise that float32 has in this network, for this image. Real runtimes stay within SHAKEN
+times it; unlike a bound it does not grow beyond all measure in deep networks.
 """
 
 from __future__ import annotations

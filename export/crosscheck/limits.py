@@ -215,7 +215,13 @@ def _(layer: Softmax, x: Array, y: Array, w: Mapping[str, Array]) -> Rounding:
 
 
 def running(layer: Layer, x: Any) -> Array | None:
-    """A mean as a running float32 sum gives it, term after term: float64. None for other layers."""
+    """What a layer gives whose sum is a running float32 one, term after term: float64. None if it has none.
+
+    Means may be summed so, and the squares of a local normalisation, from which a channel is taken as the
+    next comes.
+    """
+    if isinstance(layer, LocalResponseNorm):
+        return _running_norm(layer, x)
     if isinstance(layer, GlobalAvgPool2d):
         return _running(x)
     if isinstance(layer, AdaptiveAvgPool2d):
@@ -232,6 +238,22 @@ def running(layer: Layer, x: Any) -> Array | None:
             total = total + windows[..., i, j]
         return total.astype(np.float64) / np.outer(*layer.counts(x.shape[1:]))
     return None
+
+
+def _running_norm(layer: LocalResponseNorm, x: Array) -> Array:
+    """(N, C, H, W)."""
+    with np.errstate(over="ignore"):
+        squares = np.square(x.astype(np.float32))
+    channels, around = x.shape[1], layer.size // 2
+    total = squares[:, :around].sum(axis=1, dtype=np.float32)
+    sums = np.empty(x.shape)
+    for channel in range(channels):
+        if channel + around < channels:
+            total = total + squares[:, channel + around]
+        if channel > around:
+            total = total - squares[:, channel - around - 1]
+        sums[:, channel] = np.maximum(total, 0)
+    return x / (layer.k + layer.alpha / layer.size * sums) ** layer.beta
 
 
 def _running(x: Array) -> Array:

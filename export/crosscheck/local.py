@@ -116,7 +116,7 @@ class Excuse:
                 [self.factors(batch, rows[p], {path: x[p] for path, x in allowed.items()}) for p in parts]
             )
         none = np.ones(len(rows))
-        if self.activations is None:
+        if self.activations is None or not len(rows):
             return none
         # Only a batch of the same size is computed in the same way; of many images some will do.
         batch, rows = (batch, rows) if len(batch) <= MOST_ROWS else (batch[rows], np.arange(len(rows)))
