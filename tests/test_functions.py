@@ -123,6 +123,11 @@ READ: dict[str, tuple[Expression, Activation]] = {
 }  # fmt: skip
 
 REFUSED: dict[str, Expression] = {
+    "ELU by masks, which is NaN where exp overflows": (
+        "Add",
+        ("Mul", X, ("Cast", ("Greater", X, 0), {"to": 1})),
+        ("Mul", ("Sub", ("Exp", X), 1.0), ("Cast", ("LessOrEqual", X, 0), {"to": 1})),
+    ),
     **{f"thresholded at {t}": ("ThresholdedRelu", X, {"alpha": t}) for t in THRESHOLDS},
     **{f"Where > {t}": ("Where", ("Greater", X, t), X, 0) for t in THRESHOLDS},
     **{f"Where < {t}": ("Where", ("Less", X, t), 0, X) for t in THRESHOLDS},

@@ -4,15 +4,15 @@ Every witness computes in float32 what the reference computes in float64, from t
 and images. Nothing is sorted, transposed or broadcast to make things match; a wrong shape, dtype
 or a value that is not finite is a failure whatever the numbers say.
 
-- `limits`: what float32 may differ, derived per layer from fan-in and magnitudes. The file's own output
-  is held to an outer, norm-wise limit as well, the logits to 32 u (|W||h| + |b|), u = 2^-24, plus what the
-  layers before may add.
+- `limits`: what float32 may differ in a layer, bounded by the number and size of the terms it sums. The
+  file's own output is held to an outer, norm-wise limit, the logits to 32 u (|W||h| + |b|), u = 2^-24, plus
+  what the layers before usually add.
 - decisions: the largest class may differ only where the reference's own margin between its two
   largest is at most twice what the image's outputs are allowed to differ. (Twice what they do
   differ would be no rule: a class can only overtake another by half the margin each.)
-- layers: compared with everything before them, on the input that the witness itself gave them, and,
-  for the culprit or on demand, run alone on the reference's input. So an accumulated error is blamed on
-  no layer, and a small fault in one is not hidden by those before it.
+- layers: judged on the input that the witness itself gave them, and alone on inputs of few terms where they
+  differ more than usual. So an accumulated error is blamed on no layer, and a small fault in one is not
+  hidden by those before it.
 - `diagnosis` names the usual mistake that a wrong layer looks like; it never makes anything pass.
 A model without labels has neither logits nor decisions.
 """

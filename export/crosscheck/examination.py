@@ -182,6 +182,9 @@ def _batches(
     images = judgement.layer_images
     path = judgement.model.walk()[-1].path
     last = judgement.layers[path]
+    each = judgement.mixture.output_limit
+    if judgement.output != "logits":  # which have no other limit
+        each = np.maximum(_row_limits(last.output), each)
     compared, identical = [], True
     for size in sizes:
         if size in tried:
@@ -193,9 +196,9 @@ def _batches(
         for start in (1, len(images) - size + 1)[: 2 if size < MANY else 1]:
             chosen = np.concatenate([[0], np.arange(start, start + size - 1) % len(images)]).astype(int)
             got = witness.predict(images[chosen])
-            beside = compare(got, last.output[chosen], last.limit[chosen])
+            beside = compare(got, last.output[chosen], each[chosen])
             if not beside.passed and not beside.problem:
-                allowed = last.limit[chosen]
+                allowed = each[chosen]
                 apart = np.abs(got - last.output[chosen]) > allowed
                 beyond = np.flatnonzero(apart.reshape(len(got), -1).any(axis=1))
                 added = np.ones((len(got), *(1,) * (got.ndim - 1)))

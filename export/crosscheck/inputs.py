@@ -38,7 +38,7 @@ LOGITS = 1e4  # what scaled images drive the logits to: exp overflows in float32
 MOST_SCALE = 2.0**20
 HIGHEST = 1e10  # of all layers on scaled images: its cube is a float32 number
 
-BATCHES = (*range(1, 10), 32, 65, 128, 500, ONE_BATCH)
+BATCHES = (*range(1, 10), 16, 32, 64, 65, 128, 256, 500, ONE_BATCH)
 DRAWN_BATCHES, LARGEST_DRAWN = 3, 256  # besides
 FEW_BATCHES = (1, 2, 3, 7, 64)
 LEAST_BATCHES = 3  # sizes, however much a model computes

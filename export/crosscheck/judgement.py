@@ -81,15 +81,15 @@ class Judgement:
     @property
     def output_limit(self) -> np.ndarray:
         """What each output may differ where that is more than the outer limit: float64 (N, ...)."""
-        last = self.layers[self.model.walk()[-1].path]
-        if self.images is self.layer_images:
-            return last.limit
         if self.output == "logits":
             return self.logit_limit
         if self.output == "probabilities":
             softmax = Softmax()
             own = rounding(softmax, self.logits, self.outputs, {}).bound
             return own + carry(softmax, self.logits, {}, self.logit_limit)
+        last = self.layers[self.model.walk()[-1].path]
+        if self.images is self.layer_images:
+            return last.limit
         return np.full(self.outputs.shape, last.limit[plain(self.layer_images)].max(initial=0))
 
     @property

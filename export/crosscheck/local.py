@@ -118,8 +118,10 @@ class Excuse:
         none = np.ones(len(rows))
         if self.activations is None or not len(rows):
             return none
-        # Only a batch of the same size is computed in the same way; of many images some will do.
-        batch, rows = (batch, rows) if len(batch) <= MOST_ROWS else (batch[rows], np.arange(len(rows)))
+        if len(batch) > MOST_ROWS:  # a large one is summed as all large ones are; so are their neighbours
+            near = (rows[0] + np.arange(MOST_ROWS)) % len(batch)
+            chosen = np.union1d(rows, near)
+            batch, rows = batch[chosen], np.searchsorted(chosen, rows)
         inside = {path: x[rows] for path, x in self.activations(batch).items() if len(x) == len(batch)}
         expected = judge_layers(self.network, batch[rows])
         examined = Examined(self.network, batch[rows], expected, inside, self.partial)

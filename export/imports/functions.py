@@ -184,7 +184,7 @@ class Curve:
         return _joined(lambda a, b: _form(a) + _form(b), self, other)
 
     def __mul__(self, other: Curve) -> Curve:
-        return _joined(lambda a, b: _form(a) * _form(b), self, other)
+        return _joined(lambda a, b: _times(_form(a), _form(b)), self, other)
 
     def __neg__(self) -> Curve:
         return number(-1) * self
@@ -194,6 +194,14 @@ class Curve:
 
     def __truediv__(self, other: Curve) -> Curve:
         return self * reciprocal(other)
+
+
+def _times(a: Form, b: Form) -> Form:
+    """A product. 0 times an exponential is no number where that overflows, so it is not 0."""
+    for one, other in ((a, b), (b, a)):
+        if not one.terms and any(atom.name == "exp" for m, _ in other.terms for atom, _ in m):
+            raise Undecided("0 times an exponential")
+    return a * b
 
 
 def number(value: Any) -> Curve:
@@ -392,7 +400,8 @@ def _candidates(curve: Curve) -> Iterator[Layer]:
     yield from (ReLU(), ReLU6(), Sigmoid(), Tanh(), SiLU(), GELU(), GELU("tanh"), HardSigmoid(), HardSwish())
     first: Form = curve.pieces[0]
     alpha = next((c for m, c in first.terms if any(atom.name == "exp" for atom, _ in m)), Fraction(0))
-    for kind, argument in ((LeakyReLU, first.coefficient(X)), (ELU, alpha)):
+    curved = [(ELU, alpha)] if alpha else []
+    for kind, argument in [(LeakyReLU, first.coefficient(X)), *curved]:
         try:
             yield kind(float(argument))
         except (InvalidSpec, OverflowError):
