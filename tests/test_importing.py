@@ -916,7 +916,7 @@ def test_a_large_group_does_not_cover_a_small_one() -> None:
 
 
 def test_a_group_on_which_rounding_tells_nothing_is_left_out_and_said() -> None:
-    names = ("noise", "ramps", "digits", "extremes")
+    names = ("noise", "ramps", "single pixels", "extremes")
     made = [images.Group(name, np.zeros((1, 1, 1, 1), np.float32)) for name in names]
     expected = np.array([[1.0, 2.0], [1.0, 2.0], [1.0, np.inf], [1.0, 2.0]])
     own = (expected + [[0, 0], [0.01, 0], [0, 0], [0, 0]]).astype(np.float32)
@@ -924,9 +924,15 @@ def test_a_group_on_which_rounding_tells_nothing_is_left_out_and_said() -> None:
     answers = judging.answered(zoo.get("lenet-5"), made, expected, [own], said.append)
     assert [group.group for group in answers] == ["noise", "extremes"]
     assert "not compared on ramps: the original's rounding may be more than 1% of its outputs" in said[0]
-    assert "not compared on digits: the original gives numbers that are not finite" in said[1]
+    assert "not compared on single pixels: the original gives numbers that are not finite" in said[1]
     with pytest.raises(CheckFailed, match="on 2 of 3 groups of images the original"):
         judging.answered(zoo.get("lenet-5"), made[:3], expected[:3], [own[:3]], said.append)
+    for needed in judging.NEEDED - {
+        "noise"
+    }:  # without real digits, noise and what was searched nothing is kept
+        made[1] = images.Group(needed, made[1].images)
+        with pytest.raises(CheckFailed, match="on 1 of 4 groups"):
+            judging.answered(zoo.get("lenet-5"), made, np.nan_to_num(expected, posinf=2), [own], said.append)
 
 
 def test_means_that_are_summed_in_turn_are_no_fault() -> None:
@@ -944,7 +950,7 @@ def test_means_that_are_summed_in_turn_are_no_fault() -> None:
     total = np.float32(0)
     for term in image.ravel():
         total += term
-    moved = float(total / np.float32(112 * 112)) - float(np.float32(0.1))
+    moved = float(total) / (112 * 112) - float(np.float32(0.1))
     np.testing.assert_allclose(summed - expected, [[1e4 * moved, moved]], rtol=1e-6)
     assert abs(moved) > 20 * 2**-24 * 0.1
     assert judging.allowed(expected, summed) > judging.allowed(expected)
@@ -1058,6 +1064,8 @@ def test_a_failed_check_keeps_nothing(tmp_path: Path) -> None:
     model = zoo.get("lenet-dropout")
     comparison = judging.compare(np.ones((1, 10), np.float32), np.zeros((1, 10)))
     check = judging.Check("torch", "float32", (1, 28, 28), 1, comparison)
-    with Workers() as workers, pytest.raises(CheckFailed, match="torch differs from the original in float32"):
-        judging.keep(judging.Candidate(model, init_weights(model), [], workers, print), {}, [check], tmp_path)
+    with Workers() as workers:
+        candidate = judging.Candidate(model, init_weights(model), [], workers, print)
+        with pytest.raises(CheckFailed, match="torch differs from the original in float32"):
+            judging.keep(candidate, {}, [check], [], tmp_path)
     assert not list(tmp_path.iterdir())
