@@ -931,7 +931,7 @@ def test_a_group_on_which_rounding_tells_nothing_is_left_out_and_said() -> None:
         "noise"
     }:  # without real digits, noise and what was searched nothing is kept
         made[1] = images.Group(needed, made[1].images)
-        with pytest.raises(CheckFailed, match="on 1 of 4 groups"):
+        with pytest.raises(CheckFailed, match="on 2 of 4 groups"):
             judging.answered(zoo.get("lenet-5"), made, np.nan_to_num(expected, posinf=2), [own], said.append)
 
 
