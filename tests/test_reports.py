@@ -239,7 +239,7 @@ def test_a_sound_model_on_a_terminal(found) -> None:
     )
     assert re.fullmatch(
         r"  onnx direct     ok       max\|d\| \d\.\de-0\d of \d\.\de-05 allowed \(\d+x below\)  flips 0  +"
-        r"\w+ \d+ % of limit  batches 1-9 32 [\d ]+ (identical|within limits)",
+        r"\w+ \d+ % of limit  batches 1-9 16 32 [\d ]+ (identical|within limits)",
         lines[1],
     )
     assert lines[2].startswith("    unoptimized   ok ")
