@@ -335,7 +335,8 @@ def _in_code(subject: Subject, fault: str, name: str) -> Iterator[Mutant]:
         return
     if fault == OVERWRITES:  # seen in the layer whose output is written over
         places |= {path for node in subject.model.walk() if node.path in places for path in node.inputs}
-    worker, sizes = subject.workers[name], batch_sizes(subject.model)
+    worker = subject.workers[name]
+    sizes: Batches = batch_sizes(subject.model) if "batch" in fault else True
 
     def faulty(dtype: str, use: Callable[[RemoteNetwork], Any]) -> Any:
         worker.ask("plant", fault=fault)
