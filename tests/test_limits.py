@@ -304,3 +304,15 @@ def test_activations_of_backends_on_a_grid(layer: Activation, backend: Backend) 
 def test_the_two_forms_of_gelu_are_told_apart() -> None:
     tanh = apply(GELU("tanh"), GRID.astype(np.float64).reshape(-1, 1, 1, 1), {})
     assert _beyond(GELU("tanh"), tanh, judged_as=GELU()) > 50
+
+
+def test_denormal_weights_may_be_taken_for_zero() -> None:
+    """As TensorFlow does; bright inputs make normal numbers of them."""
+    layer, w = Dense(1), {"weight": np.array([[1e-40, 1e-3]]), "bias": np.zeros(1)}
+    x = np.array([[1e7, 1e-39], [1.0, 1.0]])
+    own = _rounding(layer, x, w)
+    flushed = apply(layer, x * (x > 1e-38), {**w, "weight": w["weight"] * (w["weight"] > 1e-38)})
+    assert (np.abs(flushed - apply(layer, x, w)) <= own.bound).all()
+    np.testing.assert_allclose(
+        own.bound[1], 4 * U * 1e-3, rtol=1e-6
+    )  # where nothing is lost, nothing is given
