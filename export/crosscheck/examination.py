@@ -17,7 +17,6 @@ from export.crosscheck.witnesses import Witness
 from zoo.errors import MachineError, ZooError
 from zoo.model import IMAGE
 
-WORST = 8  # images that are looked at again
 MANY = 10  # images of a batch from which on it is tried with one set of neighbours only
 
 
@@ -39,10 +38,10 @@ def examine(
     activations: gives the layers' outputs by path, as far as the witness shows them. logits: gives the
     logits where predict gives probabilities; without it they are taken from activations, for the
     layers' images. alone: runs one layer by itself; it is asked for layers that are wrong or suspect, for
-    those with weights if sparse, or for every layer if isolated. batches: sizes of
-    batches in which it is asked, too; True for a few. partial: layers may be missing, and
-    what is called a layer may be a part of a fused one. only: nothing but these layers counts; they are run
-    alone as well. A witness that crashes gets a verdict as well; MachineError is raised.
+    those with weights if sparse, or for every layer if isolated. batches: the sizes of batches in which it is
+    asked as well; True for a few. partial: layers may be missing, and what is called a layer may be a part of
+    a fused one. only: nothing but these layers counts; they are run alone as well. A witness that crashes
+    gets a verdict as well; MachineError is raised.
     """
     verdict = Verdict(name, images=len(judgement.layer_images if only else judgement.images))
     started = time.perf_counter()

@@ -21,9 +21,8 @@ from typing import NamedTuple
 import numpy as np
 
 from backends.reference import ReferenceNetwork, apply
-from export.crosscheck import limits
 from export.crosscheck.inputs import layer_images, plain
-from export.crosscheck.limits import UNIT, UNITS, carry, product_units, rounding
+from export.crosscheck.limits import UNIT, UNITS, carry, product_units, rounding, running
 from zoo.layers import Dense, Softmax
 from zoo.model import IMAGE, Model, Node
 from zoo.randomness import raw_bits
@@ -157,8 +156,7 @@ def judge(
         scales.append(_logit_scale(giver, weights, tensors[before], y) if model.labels else y)
     limit = scale = np.concatenate(scales)
     if model.labels:
-        x = inside.astype(np.float64) if before == IMAGE else layers[before].output
-        units = product_units(x.shape[1]) if isinstance(giver.layer, Dense) else 8 * UNITS
+        units = product_units(giver.input_shape[0]) if isinstance(giver.layer, Dense) else 8 * UNITS
         limit = units * UNIT * scale + SHAKEN * layers[path].noise[plain(inside)].max(initial=0)
     return Judgement(
         model,
@@ -186,7 +184,7 @@ def judge_layers(network: ReferenceNetwork, images: np.ndarray) -> dict[str, Exp
             moved = y if untouched else apply(node.layer, other, weights)
             noise = np.abs(moved - y).max(axis=tuple(range(1, y.ndim)), initial=0)
             tensors[node.path] = y
-            lost = limits.running(node.layer, x)
+            lost = running(node.layer, x)
             own_error = _signs(f"{number}/{node.path}", y.shape) * own.typical
             shaken[node.path] = moved + own_error + (0 if lost is None else lost - y)
             with np.errstate(over="ignore"):  # limits beyond float32 become infinite
@@ -212,7 +210,6 @@ def _logit_scale(node: Node, weights: Mapping[str, np.ndarray], x: np.ndarray, y
     """What the rounding of logits is relative to: |W||x| + |b| of a dense layer, else max|y| of an image."""
     if not isinstance(node.layer, Dense):
         return np.broadcast_to(np.abs(y).max(axis=1, keepdims=True), y.shape)
-    own = {
-        w.name: weights[f"{node.path}.{w.name}"].astype(np.float64) for w in node.layer.weights(x.shape[1:])
-    }
-    return apply(node.layer, np.abs(x), {name: np.abs(array) for name, array in own.items()})
+    names = [weight.name for weight in node.layer.weights(node.input_shape)]
+    sizes = {name: np.abs(weights[f"{node.path}.{name}"].astype(np.float64)) for name in names}
+    return apply(node.layer, np.abs(x), sizes)

@@ -115,9 +115,9 @@ class Excuse:
             return np.concatenate(
                 [self.factors(batch, rows[p], {path: x[p] for path, x in allowed.items()}) for p in parts]
             )
-        none = np.ones(len(rows))
+        found = np.ones(len(rows))
         if self.activations is None or not len(rows):
-            return none
+            return found
         if len(batch) > MOST_ROWS:  # a large one is summed as all large ones are; so are their neighbours
             near = (rows[0] + np.arange(MOST_ROWS)) % len(batch)
             chosen = np.union1d(rows, near)
@@ -130,13 +130,13 @@ class Excuse:
             layers = examined.isolated(layers, self.alone)
         self.wrong |= {path: layer for path, layer in layers.items() if not layer.passed}
         if layers.keys() != expected.keys() or any(layer.folded for layer in layers.values()):
-            return none
+            return found
         if not all(v.passed and (v.usual <= 1 or v.alone) for v in layers.values()):
-            return none
+            return found
         for path, limit in allowed.items():
             apart = np.abs(inside[path] - expected[path].output) / np.maximum(limit, limits.FLOOR)
-            none = np.maximum(none, ADDED * apart.reshape(len(rows), -1).max(axis=1))
-        return none
+            found = np.maximum(found, ADDED * apart.reshape(len(rows), -1).max(axis=1))
+        return found
 
 
 @dataclass
