@@ -54,7 +54,9 @@ def examine(
         if activations and not partial:
             missing = np.empty(0, np.float32)
             inside = {path: inside.get(path, missing) for path in judgement.layers}
-        examined = Examined(judgement.network, judgement.layer_images, judgement.layers, inside, partial)
+        examined = Examined(
+            judgement.network, judgement.layer_images, judgement.layers, inside, partial, judgement.known
+        )
         layers = examined.layers()
         layers = {path: layer for path, layer in layers.items() if not only or path in only}
         verdict.layers = examined.isolated(layers, alone, sparse, isolated or bool(only)) if alone else layers

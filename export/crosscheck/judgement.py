@@ -13,10 +13,10 @@ times it; unlike a bound it does not grow beyond all measure in deep networks.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -60,7 +60,8 @@ class Judgement:
     element-wise limit of the logits.
 
     Without labels the outputs are (N, *model.output_shape), and the logits and their limit (N, 0).
-    layer_images: those whose every layer is in `layers`, by path.
+    layer_images: those whose every layer is in `layers`, by path. known: verdicts on these layers
+    (export.crosscheck.local).
     """
 
     model: Model
@@ -71,6 +72,7 @@ class Judgement:
     logit_limit: np.ndarray
     layer_images: np.ndarray
     layers: dict[str, Expected]
+    known: dict[tuple[str, ...], Any] = field(default_factory=dict)
 
     @property
     def output(self) -> str:
@@ -127,7 +129,7 @@ class Judgement:
         spread = np.linspace(first, total - 1, min(count, total) - first).astype(int)
         rows = np.unique(np.concatenate([np.arange(first), spread]))
         layers = {path: expected.rows(rows) for path, expected in self.layers.items()}
-        return replace(self, layer_images=self.layer_images[rows], layers=layers)
+        return replace(self, layer_images=self.layer_images[rows], layers=layers, known={})
 
 
 def judge(

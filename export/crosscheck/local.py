@@ -6,8 +6,10 @@ That is how a network whose rounding adds up to more than usual is told from a f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,7 +35,8 @@ AT_A_TIME = 64  # images whose layers are looked at again
 class Examined:
     """What the judge says of every layer for some images (N, C, H, W), and what a witness shows of them.
 
-    folds: what the witness calls a layer may be a part of a fused one.
+    folds: what the witness calls a layer may be a part of a fused one. known: verdicts on these images, kept
+    for the next witness: several give the same bits.
     """
 
     network: ReferenceNetwork
@@ -41,6 +44,22 @@ class Examined:
     expected: Mapping[str, Expected]
     inside: Mapping[str, np.ndarray]
     folds: bool = False
+    known: MutableMapping[tuple[str, ...], Any] = field(default_factory=dict)
+    _digests: dict[str, str] = field(default_factory=dict)
+
+    def once(self, what: str, path: str, inputs: Sequence[str], compute: Callable[[], Any]) -> Any:
+        """What `compute` gives for a shown layer and the shown ones that it takes: once for the same bits."""
+        key = (what, path, *map(self._digest, (path, *inputs)))
+        if key not in self.known:
+            self.known[key] = compute()
+        return self.known[key]
+
+    def _digest(self, path: str) -> str:
+        if path not in self._digests:
+            shown = np.ascontiguousarray(self.images if path == IMAGE else self.inside[path])
+            content = f"{shown.dtype}{shown.shape}{hashlib.sha256(shown.data).hexdigest()}"
+            self._digests[path] = content
+        return self._digests[path]
 
     def layers(self) -> dict[str, LayerVerdict]:
         """Every layer that the witness shows: with what is before it, and on its own input."""
@@ -48,7 +67,10 @@ class Examined:
         found = {}
         for path, expected in self.expected.items():
             if path in self.inside:
-                output = compare(self.inside[path], expected.output, expected.limit)
+                shown = self.inside[path]
+                output = self.once(
+                    "output", path, (), partial(compare, shown, expected.output, expected.limit)
+                )
                 found[path] = replace(own[path], output=output) if path in own else LayerVerdict(output)
         return found
 
@@ -216,8 +238,17 @@ class _Local:
 
     def _beside(self, node: Node, weights: Weights, tensors: _Tensors, got: np.ndarray) -> LayerVerdict:
         """A shown layer beside the judge's on the same input."""
-        expected = self.of.expected[node.path]
         bridged = any(path in tensors.bridges for path in node.inputs)
+        compute = partial(self._compared, node, weights, tensors, got, bridged)
+        verdict: LayerVerdict = (
+            compute() if bridged else self.of.once("local", node.path, node.inputs, compute)
+        )
+        return verdict
+
+    def _compared(
+        self, node: Node, weights: Weights, tensors: _Tensors, got: np.ndarray, bridged: bool
+    ) -> LayerVerdict:
+        expected = self.of.expected[node.path]
         found, usual = [], 0.0
         for rows in self.of.rows():
             x, before = _taken(node, tensors, rows)

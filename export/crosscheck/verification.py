@@ -333,7 +333,7 @@ def _check_graph(
             witness.alone,
             batches=batches,
             isolated=depth.isolated,
-            sparse=True,
+            sparse=optimize,
             partial=layers is None,
             only=depth.layers,
         )
