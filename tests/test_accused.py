@@ -83,6 +83,23 @@ def _shifted_gate() -> Case:
     return model, zoo.init_weights(model)
 
 
+def _denormal() -> Case:
+    """Weights that TensorFlow takes for zero, and so logits that are zero there."""
+    model = _model(4, Conv2d(2, 3))
+    weights = zoo.init_weights(model, 1)
+    return model, {name: (1e-39 * array).astype(np.float32) for name, array in weights.items()}
+
+
+def _mean_features() -> Case:
+    """A mean of 3,136 nearly equal numbers is all that comes out: its limit is the outer one."""
+    layers = (Conv2d(2, 1), ReLU(), GlobalAvgPool2d())
+    weights = {
+        "conv1.weight": np.array([0.07, 0.52], np.float32).reshape(2, 1, 1, 1),
+        "conv1.bias": np.array([0.34, 0.8797], np.float32),
+    }
+    return Model("m", (1, 56, 56), layers, RECIPE, labels=()), weights
+
+
 HARD = {
     "a dead channel and a global mean, 14": lambda: _dead(14, GlobalAvgPool2d()),
     "a dead channel and a global mean, 56": lambda: _dead(56, GlobalAvgPool2d()),
@@ -94,6 +111,8 @@ HARD = {
     "gates of -17": lambda: _gates(-17),
     "gates of -18": lambda: _gates(-18),
     "a normalisation of 18.5 before a gate": _shifted_gate,
+    "denormal weights": _denormal,
+    "a mean of 56 x 56 as the output": _mean_features,
 }
 
 
@@ -104,7 +123,14 @@ def test_onnxruntime_is_not_accused(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", ["a dead channel and a global mean, 56", "64 equal channels", "gates of -18"]
+    "case",
+    [
+        "a dead channel and a global mean, 56",
+        "64 equal channels",
+        "gates of -18",
+        "denormal weights",
+        "a mean of 56 x 56 as the output",
+    ],
 )
 def test_a_framework_is_not_accused(case: str, framework: str, worker: Worker) -> None:
     workers = Workers()

@@ -316,3 +316,9 @@ def test_denormal_weights_may_be_taken_for_zero() -> None:
     np.testing.assert_allclose(
         own.bound[1], 4 * U * 1e-3, rtol=1e-6
     )  # where nothing is lost, nothing is given
+
+
+def test_denormal_pixels_loosen_nothing_but_what_they_add() -> None:
+    layer, w = Dense(1), {"weight": np.array([[0.5, 0.5]]), "bias": np.array([100.0])}
+    bright, dim = (_rounding(layer, np.array([[second, 1.0]]), w).bound for second in (0.0, 1e-39))
+    np.testing.assert_allclose(dim, bright, rtol=0.5)  # one term more

@@ -112,7 +112,7 @@ def _judged(
         if output.problem:
             return Probes(output), outer
         each = added.reshape(-1, *(1,) * (outputs.ndim - 1))
-        limit = np.maximum(outer, each * judgement.output_limit)
+        limit = each * np.maximum(outer, judgement.output_limit)
         if not output.passed:  # small differences of large terms, which float32 cannot hold better
             output = compare(outputs, judgement.outputs, limit)
         if not labels:

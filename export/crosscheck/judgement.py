@@ -22,7 +22,7 @@ import numpy as np
 
 from backends.reference import ReferenceNetwork, apply
 from export.crosscheck.inputs import layer_images, plain
-from export.crosscheck.limits import UNIT, UNITS, carry, product_units, rounding, running
+from export.crosscheck.limits import FLOOR, UNIT, UNITS, carry, product_units, rounding, running
 from zoo.layers import Dense, Softmax
 from zoo.model import IMAGE, Model, Node
 from zoo.randomness import raw_bits
@@ -159,7 +159,7 @@ def judge(
     limit = scale = np.concatenate(scales)
     if model.labels:
         units = product_units(giver.input_shape[0]) if isinstance(giver.layer, Dense) else 8 * UNITS
-        limit = units * UNIT * scale + SHAKEN * layers[path].noise[plain(inside)].max(initial=0)
+        limit = units * UNIT * scale + SHAKEN * layers[path].noise[plain(inside)].max(initial=0) + FLOOR
     return Judgement(
         model,
         check(model, weights),
@@ -187,7 +187,7 @@ def judge_layers(network: ReferenceNetwork, images: np.ndarray) -> dict[str, Exp
             noise = np.abs(moved - y).max(axis=tuple(range(1, y.ndim)), initial=0)
             tensors[node.path] = y
             lost = running(node.layer, x)
-            own_error = _signs(f"{number}/{node.path}", y.shape) * own.typical
+            own_error = _signs(f"{number}/{node.path}", y.shape) * (own.typical + own.flushed)
             shaken[node.path] = moved + own_error + (0 if lost is None else lost - y)
             with np.errstate(over="ignore"):  # limits beyond float32 become infinite
                 bound, usual = own.bound.astype(np.float32), own.expected.astype(np.float32)

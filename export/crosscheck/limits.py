@@ -385,7 +385,8 @@ def _sum(layer: Conv2d | Dense, x: Array, w: Mapping[str, Array], terms: Array, 
     if any(array.any() for array in smalls.values()):
         flushed = flushed + apply(layer, size, smalls)
     if small.any():
-        flushed = flushed + apply(layer, small, sizes)
+        products = {name: array * (name != "bias") for name, array in sizes.items()}
+        flushed = flushed + apply(layer, small, products)
     return Rounding(apply(layer, size, sizes), terms + 2.0, max(UNITS, usual), flushed)
 
 
