@@ -42,10 +42,11 @@ def _test(session: nox.Session, *arguments: str, backends: str, specs: int | Non
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, imports that break the architecture, and formatting (ruff)."""
-    session.install("ruff")
+    """Style and formatting (ruff), imports that break the architecture (ruff, import-linter)."""
+    session.install("ruff", "import-linter")
     session.run("ruff", "check", *session.posargs, ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports", "--no-logo", silent=False)
 
 
 @nox.session
@@ -192,7 +193,7 @@ def pretrained(session: nox.Session) -> None:
     runs = session.create_tmp()
     for names in ((), ("resnet-mini", "cnn-tiny")):  # without names, the documented ones
         session.run("zoo", "build", *names, "--backend", "torch", "--data", "mnist", "--out", runs)
-    session.run("python", "-m", "export.pretrained", runs)
+    session.run("python", "-m", "export.runs.shipping", runs)
 
 
 @nox.session(default=False)

@@ -1,7 +1,7 @@
 """HOW: one module per framework, and the NumPy reference. None of them knows another.
 
 `load(name)` imports a framework into this process; PyTorch and TensorFlow should not share one,
-so the product runs every backend in a worker of its own (`backends.client`).
+so the product runs every backend in a worker of its own (`backends.process.client`).
 
 Other distributions add backends by entry points of the group `zoo.backends`. They are looked up when a
 backend is asked for, and imported when it is used, in its worker; nobody can take a name that is ours.
@@ -69,24 +69,24 @@ class _Entry:
 
 
 _ENTRIES = {
-    "reference": _Entry("backends.reference", (), "", "", (), trains=False),
+    "reference": _Entry("backends.reference.network", (), "", "", (), trains=False),
     "torch": _Entry(
-        "backends.pytorch",
+        "backends.pytorch.backend",
         ("torch",),
         "pip install torch torchvision onnxscript",
         "torch",
         ("torch", "onnxscript"),
         devices=("cpu", "cuda"),
         precisions=("float32", "bf16"),
-        originals="backends.torchvision_models",
+        originals="backends.pytorch.originals",
     ),
     "keras": _Entry(
-        "backends.keras3",
+        "backends.keras3.backend",
         ("keras", "tensorflow"),
         "pip install keras tensorflow tf2onnx",
         "keras",
         ("keras", "tensorflow", "tf2onnx"),
-        originals="backends.keras_applications",
+        originals="backends.keras3.originals",
     ),
 }
 

@@ -339,7 +339,7 @@ def _overwriting(honest: Any, layer: Layer, input_shape: Any) -> Any:
     return module
 
 
-FRAMEWORKS = {"torch": "backends.pytorch", "keras": "backends.keras3"}
+FRAMEWORKS = {"torch": "backends.pytorch.lowering", "keras": "backends.keras3.lowering"}
 FAULTS: dict[str, tuple[type[Layer], Callable[..., Any] | None, Callable[..., Any] | None]] = {
     "code: dropout active": (Dropout, _torch(_torch_active), _keras(_keras_active)),
     "code: kernel read transposed": (Conv2d, _torch_kernel, _keras(_keras_kernel)),

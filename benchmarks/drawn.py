@@ -20,8 +20,9 @@ import tabulate
 
 from benchmarks.drawing import CAREFUL, STYLES
 from export import predict
-from export.accuracy_drop import Drop, compare
-from zoo import handwriting, pictures, pretrained
+from export.reduced.accuracy_drop import Drop, compare
+from zoo import pretrained
+from zoo.images import decoding, handwriting
 
 
 class Drawn(NamedTuple):
@@ -39,7 +40,7 @@ def draw_all(hands: Sequence[int]) -> Drawn:
         for hand in hands:
             for digit in range(10):
                 file = styles[(digit + hand) % len(styles)](digit, hand, Path(folder) / "digit")
-                images.append(handwriting.to_mnist(pictures.read(str(file))))
+                images.append(handwriting.to_mnist(decoding.read(str(file))))
                 labels.append(digit)
     return Drawn(np.array(images, dtype=np.float32), np.array(labels))
 

@@ -8,8 +8,8 @@ from typing import Any
 import keras
 
 import zoo
+from backends import programs
 from benchmarks.process import Pace
-from export import code
 from zoo import data
 from zoo.layers import Softmax
 from zoo.model import Model
@@ -46,7 +46,7 @@ def fit(pace: Pace, model: str, folder: str) -> None:
 def plain(model: Model) -> keras.Sequential:
     """The layers of the printed program on (H, W, C), without its changes of layout."""
     names: dict[str, Any] = {"__name__": "net"}
-    exec(code.program(model, "keras"), names)
+    exec(programs.program(model, "keras"), names)
     changes = (keras.layers.InputLayer, keras.layers.Permute)
     layers = [layer for layer in names["build"]().layers if not isinstance(layer, changes)]
     channels, height, width = model.input_shape

@@ -8,7 +8,8 @@ from pathlib import Path
 import backends
 import zoo
 from benchmarks.process import Pace
-from zoo import data, machine, training
+from zoo import data, machine
+from zoo.training import loop
 
 FOR_EVER = 10_000  # epochs
 TEST_IMAGES = 1  # the others only train; an epoch is evaluated nevertheless
@@ -25,12 +26,12 @@ def train(pace: Pace, model: str, backend: str, folder: str) -> None:
         "validation_images": split.validation_images[:0],
         "validation_labels": split.validation_labels[:0],
     }
-    training.train(
+    loop.train(
         backends.load(backend).build(spec, zoo.init_weights(spec)),
         spec.recipe,
         dataclasses.replace(split, **few).as_float(),
         seed=0,
         epochs=FOR_EVER,
         progress=lambda *_: pace(),
-        keeper=training.Keeper(lambda _: None, machine.checkpoint_seconds()),
+        keeper=loop.Keeper(lambda _: None, machine.checkpoint_seconds()),
     )

@@ -22,19 +22,19 @@ from typing import Any
 import click
 import tabulate
 
-from backends.client import Worker
+from backends.process.client import Worker
 from zoo import cli, machine
 
 REST = "the rest"
 PARTS: dict[str, tuple[str, ...]] = {  # of what is done in this process: "module:attribute"
-    "the reference": ("backends.reference:apply", "export.crosscheck.judgement:apply"),
+    "the reference": ("backends.reference.network:apply", "export.crosscheck.judgement:apply"),
     "limits": ("export.crosscheck.limits:rounding",),
     "the zoo's ONNX export": (
         "export.crosscheck.verification:to_onnx",
         "export.crosscheck.verification:to_layers_onnx",
         "export.crosscheck.verification:serialize",
     ),
-    "onnxruntime": ("export.session:Session.__init__", "export.session:Session.run"),
+    "onnxruntime": ("export.inference.session:Session.__init__", "export.inference.session:Session.run"),
     "onnx.reference": ("export.crosscheck.witnesses:EvaluatorWitness.activations",),
     "comparisons": ("export.crosscheck.verification:examine",),
     "reading data": ("zoo.data:load",),

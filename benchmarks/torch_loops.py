@@ -15,8 +15,8 @@ from torch import nn
 from torchvision import transforms
 
 import zoo
+from backends import programs
 from benchmarks.process import Pace
-from export import code
 from zoo import data
 from zoo.layers import Normalize
 from zoo.model import Model
@@ -79,7 +79,7 @@ def in_memory(pace: Pace, model: str, folder: str) -> None:
 def plain(model: Model) -> nn.Sequential:
     """The layers of the printed program, one after the other, in training mode."""
     names: dict[str, Any] = {"__name__": "net"}
-    exec(code.program(model, "torch"), names)
+    exec(programs.program(model, "torch"), names)
     return nn.Sequential(*names["Net"]().children()).train()
 
 

@@ -24,7 +24,7 @@ import click
 import tabulate
 
 import zoo
-from backends.client import environment
+from backends.process.client import environment
 from benchmarks import paired
 from benchmarks.paired import Comparison, Team
 from benchmarks.process import Child

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from export.crosscheck import Report, verify
-    from export.graph import to_onnx
+    from export.onnx.graph import to_onnx
 
 __all__ = ["Report", "to_onnx", "verify"]
 
@@ -21,7 +21,7 @@ __all__ = ["Report", "to_onnx", "verify"]
 def __getattr__(name: str) -> Any:
     """Import what is asked for: `zoo predict` needs onnxruntime, but neither onnx nor the checks."""
     if name == "to_onnx":
-        from export.graph import to_onnx
+        from export.onnx.graph import to_onnx
 
         return to_onnx
     if name in ("Report", "verify"):

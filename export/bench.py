@@ -21,20 +21,24 @@ from typing import Any
 import numpy as np
 
 import backends
-from backends.client import RemoteNetwork, Worker, Workers
-from export import accuracy_drop, build, crosscheck, quantization
-from export.artifacts import Source
+from backends.process.client import RemoteNetwork, Worker, Workers
+from export import crosscheck
 from export.crosscheck.examination import examine
 from export.crosscheck.inputs import probes
 from export.crosscheck.judgement import Judgement
 from export.crosscheck.verdict import DIRECT, Verdict, native_name
-from export.graph import serialize, to_onnx
-from export.native import canonicalize
-from export.session import Session
-from zoo import data, machine, terminal, timing, training, weights
+from export.inference.session import Session
+from export.onnx.file import serialize
+from export.onnx.graph import to_onnx
+from export.onnx.native import canonicalize
+from export.reduced import accuracy_drop, quantization
+from export.runs import build
+from export.runs.sources import Source
+from zoo import data, machine, terminal, timing, weights
 from zoo.errors import BackendUnavailable, InvalidInput, MachineError, NotSupported, ZooError, nearest
 from zoo.model import Model
 from zoo.timing import Interval, Timings
+from zoo.training import measures
 
 Array = np.ndarray
 Progress = Callable[[str, int, int], None]  # what is timed, blocks done, blocks in all
@@ -316,7 +320,7 @@ class _Field:
         if verdict.output is not None and not verdict.output.problem:
             competitor.max_abs_diff, competitor.limit = verdict.output.max_abs_diff, verdict.output.limit
         if verdict.outputs is not None and self.labels is not None:
-            competitor.accuracy = training.accuracy(verdict.outputs, self.labels)
+            competitor.accuracy = measures.accuracy(verdict.outputs, self.labels)
         if not verdict.passed:
             competitor.verdict, competitor.why = FAILED, build.failure(verdict)
             if verdict.error:

@@ -18,13 +18,15 @@ import numpy as np
 from PIL import Image
 
 import backends
-from backends.client import Worker
-from backends.reference import ReferenceNetwork
-from export.graph import serialize, to_onnx
-from export.session import Session
-from zoo import pictures, runs
+from backends.process.client import Worker
+from backends.reference.network import ReferenceNetwork
+from export.inference.session import Session
+from export.onnx.file import serialize
+from export.onnx.graph import to_onnx
+from zoo import runs
 from zoo.errors import BackendUnavailable, InvalidInput, nearest
 from zoo.filters import Kernel, filter_model, find_kernel
+from zoo.images import decoding
 from zoo.model import Model
 from zoo.primitives import MODES, PADDINGS, pad, padding_for
 from zoo.weights import Weights
@@ -91,8 +93,8 @@ def filter_file(picture: Path, options: Options, out: Path | None, onnx: Path | 
     name, kernel = find_kernel(options.kernel)
     out = out or Path(f"{picture.stem}-{name}.png")
     _check_targets(picture, out, onnx, options)
-    pixels = pictures.read_colour(picture)
-    pixels = pictures.luminance(pixels) if options.grey else pixels
+    pixels = decoding.read_colour(picture)
+    pixels = decoding.luminance(pixels) if options.grey else pixels
     prepared = prepare(pixels, kernel, options.mode, options.padding)
     values = run(prepared, options.backend)
     runs.write_atomically(out, to_png(to_picture(values, options.contrast)))

@@ -17,17 +17,21 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import backends
-from export import artifacts
-from export.artifacts import Source
-from export.graph import serialize, tensor_name, to_layers_onnx, to_onnx
+from export.inference.session import Session
+from export.onnx import contents
+from export.onnx.file import serialize
+from export.onnx.graph import tensor_name, to_layers_onnx, to_onnx
 from export.plots import activations, canvas, decisions, history, kernels, textbook
-from export.session import Session
-from zoo import data, filters, handwriting, pictures, pretrained, primitives, registry, runs, weights
+from export.runs import sources
+from export.runs.sources import Source
+from zoo import data, filters, pretrained, primitives, runs, weights
 from zoo.data import Dataset
 from zoo.errors import DataError, InvalidInput, nearest
+from zoo.images import decoding, handwriting
 from zoo.layers import AvgPool2d, Conv2d, Dropout, Flatten, MaxPool2d, ReLU
 from zoo.model import Model, Node
-from zoo.training import EPOCHS, HISTORY
+from zoo.models import registry
+from zoo.training.loop import EPOCHS, HISTORY
 
 COUNT = 20  # images, unless told
 MOST_IMAGES = 200
@@ -40,7 +44,7 @@ Say = Callable[[str], None]
 class Options:
     """What a plot can be told; see `zoo plot --help`. None: not told.
 
-    weights, backend, runs, seed: where weights come from, as for export.artifacts.find. layer: a
+    weights, backend, runs, seed: where weights come from, as for export.runs.sources.find. layer: a
     layer's path. channel: an input channel. image: the number of a test image. picture: a picture
     file. count: how many images. worst: the worst mistakes instead of the first.
     """
@@ -78,7 +82,7 @@ class Subject:
     def model(self) -> Model:
         """The model; only a kind that needs one, or was given one, asks."""
         if str(self.text).endswith(".onnx"):
-            return artifacts.read_model(Path(str(self.text)))
+            return contents.read_model(Path(str(self.text)))
         return registry.resolve(str(self.text))[0]
 
     @cached_property
@@ -102,9 +106,7 @@ class Subject:
 
     def _find(self, wish: str | None) -> Source:
         options = self.options
-        return artifacts.find(
-            str(self.text), wish, options.runs, options.seed or 0, self.say, options.backend
-        )
+        return sources.find(str(self.text), wish, options.runs, options.seed or 0, self.say, options.backend)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -246,7 +248,7 @@ def _picture_for(model: Model, path: Path) -> np.ndarray:
     if model.input_shape != (1, handwriting.SIDE, handwriting.SIDE):
         raise InvalidInput(f"{model.title} takes images of {model.input_shape}", "--picture", "use --image")
     try:
-        return handwriting.to_mnist(pictures.read(path))[np.newaxis]
+        return handwriting.to_mnist(decoding.read(path))[np.newaxis]
     except InvalidInput as error:
         raise InvalidInput(error.what, error.where or path, error.hint) from None
 
@@ -305,7 +307,7 @@ def _samples(subject: Subject) -> Figure:
 
 def _filters(subject: Subject) -> Figure:
     if subject.options.picture is not None:
-        picture, what = pictures.read(subject.options.picture), subject.options.picture.name
+        picture, what = decoding.read(subject.options.picture), subject.options.picture.name
     else:
         image, what, _ = subject.test_image()
         picture = image.mean(axis=0)

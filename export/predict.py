@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from export.session import Session
-from zoo import handwriting, pictures, pretrained, registry, runs
+from export.inference.session import Session
+from zoo import pretrained, runs
 from zoo.errors import DataError, InvalidInput, ZooError
+from zoo.images import decoding, handwriting
 from zoo.model import Model
+from zoo.models import registry
 from zoo.primitives import softmax
-from zoo.specfile import parse_spec
+from zoo.spec.file import parse_spec
 
 IMAGE = (1, handwriting.SIDE, handwriting.SIDE)
 OUTPUTS = ("probabilities", "logits")
@@ -118,12 +120,12 @@ class Predictor:
         return [self._said(row, image) for row, image in zip(rows, batch, strict=True)]
 
     def predict_files(self, files: Iterable[tuple[str, ZooError | None]]) -> list[Outcome]:
-        """The outcome of each file that `zoo.pictures.expand` gives; a bad one leaves the others alone."""
+        """The outcome of each file that `decoding.expand` gives; a bad one leaves the others alone."""
         named, images = [], []
         for file, error in files:
             if error is None:
                 try:
-                    images.append(handwriting.to_mnist(pictures.read(file)))
+                    images.append(handwriting.to_mnist(decoding.read(file)))
                 except ZooError as failure:
                     error = InvalidInput(failure.what, file, failure.hint)
             named.append((file, error))
@@ -187,10 +189,10 @@ def _of_run(path: Path, model: Model) -> bytes:
 
 def _file(path: Path) -> bytes:
     """The bytes of an ONNX file of the zoo that is as it was exported."""
-    from export import artifacts
+    from export.onnx import contents
 
-    content = artifacts.onnx_bytes(path, whole=True)
-    artifacts.model_of(content, path)
+    content = contents.onnx_bytes(path, whole=True)
+    contents.model_of(content, path)
     return content
 
 
@@ -198,10 +200,11 @@ def _made(
     text: str, wish: str | None, out: Path, backend: str | None, say: Callable[[str], None]
 ) -> Predictor:
     """A predictor whose graph is made now, of a model and weights that need not be together."""
-    from export import artifacts
-    from export.graph import serialize, to_onnx
+    from export.onnx.file import serialize
+    from export.onnx.graph import to_onnx
+    from export.runs import sources
 
-    source = artifacts.find(text, wish, out, 0, say, backend, fall_back=False)
+    source = sources.find(text, wish, out, 0, say, backend, fall_back=False)
     return Predictor(serialize(to_onnx(source.model, source.weights)), source.origin)
 
 

@@ -23,8 +23,8 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import backends
 import zoo
-from backends.client import Worker
-from export import seal
+from backends.process.client import Worker
+from export.inference import seal
 from zoo import cli, data
 from zoo.network import Backend
 
@@ -94,7 +94,7 @@ def lasting_workers(monkeypatch: pytest.MonkeyPatch, _running: dict[str, Worker]
         shared.close = lambda: None  # type: ignore[method-assign]
         return shared
 
-    monkeypatch.setattr("backends.client.Worker", lasting)
+    monkeypatch.setattr("backends.process.client.Worker", lasting)
 
 
 @pytest.fixture

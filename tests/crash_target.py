@@ -18,13 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from zoo import checkpoints, data, runs, training, weights
+from zoo import data, runs, weights
+from zoo.data import download as downloading
 from zoo.errors import MachineError, ZooError
 from zoo.layers import Dense, Flatten
 from zoo.model import Model
 from zoo.network import OnStep
 from zoo.recipe import SGD, Recipe
 from zoo.runs import Run
+from zoo.training import checkpoints, loop, measures
 
 MODEL = Model(
     "toy", (1, 4, 4), (Flatten(), Dense(3)), Recipe(SGD(0.1, momentum=0.9), batch_size=20, epochs=2),
@@ -64,14 +66,14 @@ class Toy:
             batch = order[start : start + 20]
             x, y = images[batch].reshape(len(batch), -1), labels[batch]
             outputs = self.predict(images[batch])
-            loss = training.cross_entropy(outputs, y)
+            loss = measures.cross_entropy(outputs, y)
             p = np.exp(outputs - outputs.max(axis=1, keepdims=True))
             d = (p / p.sum(axis=1, keepdims=True) - np.eye(3)[y]) / len(batch)
             for name, gradient in {"dense1.weight": d.T @ x, "dense1.bias": d.sum(axis=0)}.items():
                 noise = 1e-3 * self.random.standard_normal(gradient.shape)
                 self.velocity[name] = 0.9 * self.velocity[name] + gradient + noise
                 self.values[name] = self.values[name] - 0.1 * self.velocity[name]
-            on_step(step, loss, training.accuracy(outputs, y))
+            on_step(step, loss, measures.accuracy(outputs, y))
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         tensors = {f"value:{name}": array for name, array in self.values.items()}
@@ -108,8 +110,8 @@ def run(folder: Path) -> None:
         split = data.Split(images, labels, images[:9], labels[:9], images[:30], labels[:30])
         kept = place.checkpoint.manifest()
         start = checkpoints.load(place) if kept and kept["inputs"] == INPUTS else None
-        keeper = training.Keeper(lambda checkpoint: checkpoints.save(place, checkpoint, INPUTS), seconds=0)
-        trained = training.train(
+        keeper = loop.Keeper(lambda checkpoint: checkpoints.save(place, checkpoint, INPUTS), seconds=0)
+        trained = loop.train(
             Toy(),
             MODEL.recipe,
             split,
@@ -121,8 +123,8 @@ def run(folder: Path) -> None:
         files = {
             "weights.safetensors": weights.to_bytes(trained.weights),
             "best.safetensors": weights.to_bytes(trained.best or {}),
-            "history.csv": training.to_csv(training.HISTORY, trained.history).encode(),
-            "epochs.csv": training.to_csv(training.EPOCHS, trained.epochs).encode(),
+            "history.csv": loop.to_csv(loop.HISTORY, trained.history).encode(),
+            "epochs.csv": loop.to_csv(loop.EPOCHS, trained.epochs).encode(),
         }
         place.publish(files, INPUTS)
         place.checkpoint.discard()
@@ -149,10 +151,12 @@ def download(folder: Path) -> None:
 
     import hashlib
 
-    data.MNIST_GZ = {n: data.Official(len(c), hashlib.sha256(c).hexdigest()) for n, c in content.items()}
+    downloading.MNIST_GZ = {
+        n: downloading.Official(len(c), hashlib.sha256(c).hexdigest()) for n, c in content.items()
+    }
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        data._download_from(
+        downloading._download_from(
             f"http://127.0.0.1:{server.server_port}/", folder / "MNIST" / "raw", lambda _: None
         )
         server.shutdown()

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from backends.testing.layer_table import RECIPE
 from zoo.layers import (
     ELU,
     GELU,
@@ -45,7 +46,6 @@ from zoo.layers import (
     Tanh,
 )
 from zoo.model import Model
-from zoo.testing.layer_table import RECIPE
 from zoo.weights import Weights
 
 Array = np.ndarray

@@ -15,27 +15,24 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from backends import client
 from zoo.layers import AvgPool2d, Conv2d, Layer, MaxPool2d
 
 _planted = ExitStack()
 
 
 def boot(first: str | None = None, backend: str = "keras") -> str:
-    """The start of a worker process in which faults can be planted.
+    """What a worker runs first (client.PRELUDE), so that faults can be planted in it.
 
     first: a fault that is there from the start, if the process is for `backend`.
     """
-    start = f"""
+    return f"""
 sys.path.append({str(Path(__file__).parent)!r})
-from backends.worker import Worker
+from backends.process.worker import Worker
 import planted
 Worker.plant = planted.plant
 if {first!r} and sys.argv[1] == {backend!r}:
     planted.start({first!r})
-main()
 """
-    return client._BOOT.replace("\nmain()\n", start)
 
 
 def plant(worker: Any, fields: dict[str, Any], arrays: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -52,9 +49,9 @@ def start(fault: str) -> None:
 
 def _rule(kind: str, update: Callable[..., None]) -> AbstractContextManager[Any]:
     """Replace the update of one optimiser."""
-    from backends import keras3
+    from backends.keras3 import optimizers
 
-    return mock.patch.object(getattr(keras3, kind), "update_step", update)
+    return mock.patch.object(getattr(optimizers, kind), "update_step", update)
 
 
 def _epsilon_hat() -> AbstractContextManager[Any]:
@@ -89,9 +86,9 @@ def _dampening() -> AbstractContextManager[Any]:
 
 def _forgotten_bias() -> AbstractContextManager[Any]:
     """The first convolution's bias is no parameter of the optimiser."""
-    from backends import keras3
+    from backends.keras3 import optimizers
 
-    real = keras3._SGD.update_step
+    real = optimizers._SGD.update_step
 
     def update(self: Any, gradient: Any, variable: Any, learning_rate: Any) -> None:
         path = self._trainable_variables[self._get_variable_index(variable)].path
@@ -105,20 +102,20 @@ def _rounded_beta() -> AbstractContextManager[Any]:
     """Constants pass through float32, as TensorFlow's cast of a Python number does."""
     import numpy as np
 
-    from backends import keras3
+    from backends.keras3.optimizers import Rule
 
-    real = keras3._Rule._constant
+    real = Rule._constant
     rounded = staticmethod(lambda value, variable: real(float(np.float32(value)), variable))
-    return mock.patch.object(keras3._Rule, "_constant", rounded)
+    return mock.patch.object(Rule, "_constant", rounded)
 
 
 def _other_order() -> AbstractContextManager[Any]:
     """The batches of another seed."""
-    from zoo import training
+    from zoo.training import order
 
-    real = training.batch_order
+    real = order.batch_order
     return mock.patch.object(
-        training, "batch_order", lambda recipe, seed, epoch, images: real(recipe, seed + 1, epoch, images)
+        order, "batch_order", lambda recipe, seed, epoch, images: real(recipe, seed + 1, epoch, images)
     )
 
 
@@ -126,16 +123,16 @@ def _single_softmax() -> AbstractContextManager[Any]:
     """The loss takes the output for probabilities, as Keras' own does behind a softmax."""
     import keras
 
-    from backends import keras3
+    from backends.keras3 import network
 
-    return mock.patch.object(keras3, "_cross_entropy", keras.losses.sparse_categorical_crossentropy)
+    return mock.patch.object(network, "_cross_entropy", keras.losses.sparse_categorical_crossentropy)
 
 
 def _own_masks() -> AbstractContextManager[Any]:
     """Dropout goes on drawing from the framework's generator."""
-    from backends import keras3
+    from backends.keras3.network import KerasNetwork
 
-    return mock.patch.object(keras3.KerasNetwork, "share_masks")
+    return mock.patch.object(KerasNetwork, "share_masks")
 
 
 FAULTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
@@ -175,7 +172,7 @@ def _opposite_sides(layer: Conv2d) -> Conv2d:
     return replace(layer, padding=(bottom, right, top, left))
 
 
-MODULES = {"torch": "backends.pytorch", "keras": "backends.keras3"}
+MODULES = {"torch": "backends.pytorch.lowering", "keras": "backends.keras3.lowering"}
 LOWERINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "padding on the opposite sides": _taken_for(Conv2d, _opposite_sides),
     "the largest for the mean": _taken_for(AvgPool2d, lambda layer: MaxPool2d(layer.size, layer.stride)),

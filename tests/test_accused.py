@@ -13,11 +13,13 @@ from onnx import helper, numpy_helper
 
 import export
 import zoo
-from backends.client import Worker, Workers
-from backends.reference import ReferenceNetwork, apply
-from export import crosscheck, reports
-from export.crosscheck import examine, judge, probes
-from export.graph import serialize, to_onnx
+from backends.process.client import Worker, Workers
+from backends.reference.network import ReferenceNetwork
+from backends.reference.rules import apply
+from export import crosscheck
+from export.crosscheck import examine, judge, probes, reports
+from export.onnx.file import serialize
+from export.onnx.graph import to_onnx
 from zoo.layers import (
     AdaptiveAvgPool2d,
     AvgPool2d,

@@ -10,12 +10,13 @@ import pytest
 from scipy import ndimage
 
 import zoo
-from zoo import data, training
-from zoo.augmentation import _matrices, affine, augment
+from zoo import data
 from zoo.errors import InvalidSpec
 from zoo.network import Backend
 from zoo.randomness import uniform
 from zoo.recipe import SGD, Adam, RandomAffine, Recipe, WarmupCosine, to_dict
+from zoo.training import loop, order
+from zoo.training.augmentation import _matrices, affine, augment
 
 RULE = RandomAffine(degrees=15, translate=2, scale=0.15, shear=11)
 
@@ -127,10 +128,10 @@ def test_the_schedule_by_hand() -> None:
 
 def test_an_epoch_has_its_part_of_the_schedule() -> None:
     recipe = Recipe(SGD(0.5), 10, 4, schedule=WarmupCosine(0.1))
-    parts = [training.learning_rates(recipe, epoch, 4, 95) for epoch in range(1, 5)]
+    parts = [order.learning_rates(recipe, epoch, 4, 95) for epoch in range(1, 5)]
     every = [recipe.learning_rate(step, 40) for step in range(1, 41)]
     assert np.concatenate(parts).tolist() == every  # type: ignore[arg-type]
-    assert training.learning_rates(dataclasses.replace(recipe, schedule=None), 1, 4, 95) is None
+    assert order.learning_rates(dataclasses.replace(recipe, schedule=None), 1, 4, 95) is None
 
 
 def test_a_recipe_names_what_it_has() -> None:
@@ -174,12 +175,12 @@ def test_a_training_goes_on_to_the_same_bits(
     recipe = dataclasses.replace(model.recipe, optimizer=optimizer, batch_size=64)
     split = data.split(digits, limit=256).as_float()
     kept: list[object] = []
-    keeper = training.Keeper(kept.append, 0)  # type: ignore[arg-type]
-    whole = training.train(
+    keeper = loop.Keeper(kept.append, 0)  # type: ignore[arg-type]
+    whole = loop.train(
         backend.build(model, zoo.init_weights(model)), recipe, split, seed=1, epochs=3, keeper=keeper
     )
     assert [row[:2] for row in whole.history] == [(e, s) for e in (1, 2, 3) for s in (1, 2, 3, 4)]
-    again = training.train(
+    again = loop.train(
         backend.build(model, zoo.init_weights(model)),
         recipe,
         split,

@@ -13,8 +13,8 @@ import pytest
 
 import backends
 import zoo
-from backends import reference
-from backends.client import Worker, Workers, environment
+from backends.process.client import Worker, Workers, environment
+from backends.reference import network
 from export.crosscheck import compare
 from zoo.errors import BackendUnavailable, InvalidInput, MachineError, NotSupported, WorkerDied
 from zoo.layers import (
@@ -140,7 +140,7 @@ def test_the_users_keras_settings_do_not_matter(framework: str, tmp_path: Path, 
     hostile = '{"floatx": "float16", "epsilon": 0.1, "backend": "jax", "image_data_format": "channels_first"}'
     (settings / "keras.json").write_text(hostile)
     script = (
-        "import zoo, numpy, sys\nfrom backends.client import Worker\n"
+        "import zoo, numpy, sys\nfrom backends.process.client import Worker\n"
         "model = zoo.get('lenet-dropout')\n"
         f"with Worker({framework!r}) as worker:\n"
         "    x = worker.build(model, zoo.init_weights(model)).predict(numpy.load(sys.argv[1]))\n"
@@ -151,7 +151,7 @@ def test_the_users_keras_settings_do_not_matter(framework: str, tmp_path: Path, 
     arguments = [sys.executable, "-c", script, str(tmp_path / "in.npy"), str(tmp_path / "out.npy")]
     subprocess.run(arguments, env=env, check=True)
     model = zoo.get("lenet-dropout")
-    expected = reference.backend().build(model, zoo.init_weights(model)).predict(images)
+    expected = network.backend().build(model, zoo.init_weights(model)).predict(images)
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, rtol=0, atol=1e-5)
     assert (settings / "keras.json").read_text() == hostile
     created = {path.name for path in tmp_path.iterdir()} - {".keras", "in.npy", "out.npy"}
@@ -218,7 +218,7 @@ def test_keras_on_its_other_engines(engine: str, images: np.ndarray) -> None:
         for name in zoo.names():
             model = zoo.get(name)
             weights = zoo.init_weights(model)
-            expected = reference.backend().build(model, weights).activations(images)
+            expected = network.backend().build(model, weights).activations(images)
             for dtype in ("float32", "float64"):
                 if engine == "keras:torch" and dtype == "float64":
                     with pytest.raises(NotSupported, match="matrix products of float64 in float32"):
@@ -236,7 +236,7 @@ def test_keras_on_its_other_engines(engine: str, images: np.ndarray) -> None:
 
 
 def test_messages_end_with_the_stream(tmp_path: Path) -> None:
-    from backends import messages
+    from backends.process import messages
 
     path = tmp_path / "stream"
     with path.open("wb") as stream:

@@ -12,13 +12,17 @@ import pytest
 from test_quantization import folder, write_idx  # noqa: F401 - a fixture
 
 import zoo
-from backends.client import Worker, Workers
-from export import artifacts, bench, quantization
-from export import session as sessions
+from backends.process.client import Worker, Workers
+from export import bench
 from export.bench import CONTROL, FAILED, PASSED, SKIPPED, UNJUDGED, Bench, Competitor
 from export.crosscheck.verdict import DIRECT
-from export.graph import serialize, to_onnx
-from export.session import Session
+from export.inference import loading
+from export.inference import session as sessions
+from export.inference.session import Session
+from export.onnx.file import serialize
+from export.onnx.graph import to_onnx
+from export.reduced import quantization
+from export.runs import sources
 from zoo import cli, data, pretrained, timing
 from zoo.errors import CheckFailed, InvalidInput, NotSupported
 from zoo.timing import Interval, Timings
@@ -128,7 +132,7 @@ def test_ratios_are_of_one_round() -> None:
 def test_short_calls_stay_on_one_thread_and_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the time of a size's first call; whatever is decided, the outputs are the same."""
     loaded: list[int] = []
-    load = sessions.load
+    load = loading.load
     monkeypatch.setattr(sessions, "load", lambda c, o, threads: loaded.append(threads) or load(c, o, threads))
     monkeypatch.setattr("zoo.machine.threads", lambda: 2)
     images = np.random.Generator(np.random.Philox(1)).random((600, 1, 28, 28), dtype=np.float32)
@@ -151,7 +155,7 @@ def test_short_calls_stay_on_one_thread_and_give_the_same_bits(monkeypatch: pyte
 
 def test_chosen_threads_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[int] = []
-    load = sessions.load
+    load = loading.load
     monkeypatch.setattr(sessions, "load", lambda c, o, threads: loaded.append(threads) or load(c, o, threads))
     monkeypatch.setattr(sessions, "SHORT", -1.0)
     chosen = Session(pretrained.onnx(NAME), threads=2)
@@ -345,7 +349,7 @@ def test_verdicts_decide() -> None:
 def test_a_backend_competes(
     framework: str, digits: data.Dataset, lasting_workers: None, tmp_path: Path
 ) -> None:
-    source = artifacts.find(NAME, "pretrained", tmp_path, 0, print)
+    source = sources.find(NAME, "pretrained", tmp_path, 0, print)
     with Workers() as workers:
         measured = bench.measure(source, [framework], digits, bench.Options((1, 2), 1e-9), workers)
     found = {competitor["name"]: competitor for competitor in measured.to_dict()["competitors"]}
@@ -366,7 +370,7 @@ def test_a_backend_that_computes_wrongly_fails(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    source = artifacts.find(NAME, "pretrained", tmp_path, 0, print)
+    source = sources.find(NAME, "pretrained", tmp_path, 0, print)
     build = Worker.build
 
     def wrong(self: Worker, model: zoo.Model, weights, dtype: str = "float32"):

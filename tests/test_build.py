@@ -17,10 +17,11 @@ import pytest
 
 import export as exporting
 import zoo
-from backends.client import Worker
-from export import artifacts, build, card
-from export.build import Options
+from backends.process.client import Worker
 from export.crosscheck import verification
+from export.onnx import contents
+from export.runs import build, card, deploy, sources
+from export.runs.build import Options
 from zoo import weights
 from zoo.errors import CheckFailed, DataError, Diverged, InvalidInput, MachineError, WorkerDied
 from zoo.recipe import SGD
@@ -213,7 +214,7 @@ def test_a_worker_that_dies_is_replaced(
         real(self, split)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Worker, "send_data", die_once)
-    monkeypatch.setattr("backends.client.Worker", Worker)  # processes of its own: one of them dies
+    monkeypatch.setattr("backends.process.client.Worker", Worker)  # processes of its own: one of them dies
     models = [zoo.get(TINY), zoo.get("lenet-dropout")]
     outcomes = build.build(models, [framework], options(tmp_path), lambda _: None)
     assert isinstance(outcomes[0].error, WorkerDied)
@@ -252,8 +253,8 @@ def test_finding_weights(framework: str, tmp_path: Path) -> None:
     model = zoo.get(TINY)
     outcome, _ = built(model, framework, options(tmp_path))
 
-    def find(text: str, wish: str | None = None, **more: object) -> artifacts.Source:
-        return artifacts.find(text, wish, tmp_path, 0, lambda _: None, **more)  # type: ignore[arg-type]
+    def find(text: str, wish: str | None = None, **more: object) -> sources.Source:
+        return sources.find(text, wish, tmp_path, 0, lambda _: None, **more)  # type: ignore[arg-type]
 
     expected = weights.load(outcome.path / "weights.safetensors", model)
     for text, wish in (
@@ -291,17 +292,17 @@ def test_export_to_a_file(
     framework: str, tmp_path: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = zoo.get(TINY)
-    source = artifacts.Source(model, zoo.init_weights(model), "initial weights")
+    source = sources.Source(model, zoo.init_weights(model), "initial weights")
     for exporter in ("direct", "native"):
         path = tmp_path / f"{exporter}.onnx"
-        exported = artifacts.export(source, artifacts.Target(path, exporter, framework), images)
+        exported = deploy.export(source, deploy.Target(path, exporter, framework), images)
         assert exported["bytes"] == path.stat().st_size
         done = subprocess.run(
             [sys.executable, "-c", exported["example"]], capture_output=True, text=True, check=True
         )
         assert len(exported["example"].splitlines()) == 4
         assert done.stdout.startswith("[")
-        back, values = artifacts.read_onnx(path)
+        back, values = contents.read_onnx(path)
         assert back == model
         assert weights.digest(values) == weights.digest(source.weights)
     path = tmp_path / "foreign.onnx"
@@ -309,10 +310,10 @@ def test_export_to_a_file(
     del proto.metadata_props[:]
     path.write_bytes(proto.SerializeToString())
     with pytest.raises(DataError, match="carries no spec"):
-        artifacts.read_onnx(path)
+        contents.read_onnx(path)
     monkeypatch.setattr(verification, "to_onnx", _wrong_bias)
     with pytest.raises(CheckFailed, match="onnx direct disagrees.*nothing was written"):
-        artifacts.export(source, artifacts.Target(tmp_path / "wrong.onnx"), images)
+        deploy.export(source, deploy.Target(tmp_path / "wrong.onnx"), images)
     assert not (tmp_path / "wrong.onnx").exists()
 
 

@@ -14,9 +14,10 @@ from onnx import ModelProto, numpy_helper
 
 import export
 import zoo
-from export import doctor, seal
 from export.crosscheck.claims import check
-from export.graph import describe, serialize, to_layers_onnx, to_onnx
+from export.inference import doctor, seal
+from export.onnx.file import describe, serialize
+from export.onnx.graph import to_layers_onnx, to_onnx
 from zoo import runs, weights
 from zoo.errors import CheckFailed, DataError
 from zoo.weights import Weights, digest

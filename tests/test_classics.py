@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 import zoo
-from backends.reference import ReferenceNetwork, apply
+from backends.reference.network import ReferenceNetwork
+from backends.reference.rules import apply
 from export.crosscheck.inputs import probes
-from export.graph import serialize, to_onnx
-from export.session import Session
+from export.inference.session import Session
+from export.onnx.file import serialize
+from export.onnx.graph import to_onnx
 from zoo.errors import InvalidSpec
 from zoo.layers import BatchNorm, Concat, Normalize
 from zoo.model import IMAGE, Model

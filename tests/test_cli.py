@@ -395,7 +395,8 @@ def test_a_failed_check_exits_1(run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _published(path: Path, stale: bool = False) -> None:
     """A run with initial weights; stale: its model.onnx is of other weights."""
-    from export.graph import serialize, to_onnx
+    from export.onnx.file import serialize
+    from export.onnx.graph import to_onnx
     from zoo import runs, weights
 
     model = zoo.get(TINY)
@@ -440,8 +441,8 @@ def test_the_exit_code_of_a_run_that_is_not_what_it_says(run) -> None:
 
 @pytest.mark.parametrize("fault", ["weights", "graph"])
 def test_the_exit_code_of_a_wrong_export(fault: str, run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from export import graph
     from export.crosscheck import verification
+    from export.onnx import graph
 
     def other(real):
         def exporter(model, weights):
@@ -467,7 +468,8 @@ def test_the_exit_code_of_a_wrong_export(fault: str, run, monkeypatch: pytest.Mo
 
 
 def test_the_exit_code_of_a_wrong_file_of_the_package(run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from export.graph import serialize, to_onnx
+    from export.onnx.file import serialize
+    from export.onnx.graph import to_onnx
     from zoo import pretrained
 
     model = zoo.get("lenet-dropout")
@@ -482,7 +484,7 @@ def test_the_exit_code_of_a_backend_that_is_killed(
     run, framework: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the system does where memory runs out: the others are judged, the crash is named."""
-    from backends.client import RemoteNetwork
+    from backends.process.client import RemoteNetwork
 
     def killed(network: RemoteNetwork, images: np.ndarray) -> np.ndarray:
         os.kill(network.worker._process.pid, signal.SIGKILL)
@@ -501,7 +503,7 @@ def test_a_bug_of_ours_is_70(run, monkeypatch: pytest.MonkeyPatch) -> None:
     def bug(*_: object) -> None:
         raise TypeError("unexpected\nsecond line")
 
-    monkeypatch.setattr("zoo.registry.get", bug)
+    monkeypatch.setattr("zoo.models.registry.get", bug)
     result = run("list")
     assert result.code == 70
     assert (
@@ -515,7 +517,7 @@ def test_an_interrupt_is_130(run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("zoo.registry.get", interrupt)
+    monkeypatch.setattr("zoo.models.registry.get", interrupt)
     assert run("list").code == 130
 
 

@@ -19,15 +19,15 @@ from click.testing import CliRunner
 
 import backends
 import zoo
-from backends import reference
-from backends.client import Worker, environment
-from export import code
+from backends import programs
+from backends.process.client import Worker, environment
+from backends.reference import network, rules
+from backends.testing.layer_table import RECIPE, rows
 from zoo import cli, machine
 from zoo.errors import InvalidInput, UnsupportedLayer
 from zoo.layers import LAYERS, Conv2d, Dense, Flatten, Layer, MaxPool2d, Normalize, ReLU, ReLU6, Softmax
 from zoo.model import Model, iter_weights
 from zoo.randomness import uniform
-from zoo.testing.layer_table import RECIPE, rows
 from zoo.weights import to_bytes
 
 ALLOWED = {"torch": {"torch", "numpy"}, "keras": {"keras", "numpy"}, "numpy": {"numpy"}}
@@ -108,7 +108,7 @@ def _differing(language: str, worker: Worker, folder: Path, change: tuple[str, s
         expected[name] = worker.build(_twin(model), weights).predict(images)
         place = folder / str(number)
         place.mkdir()
-        (place / "net.py").write_text(code.program(model, language).replace(*change), encoding="utf-8")
+        (place / "net.py").write_text(programs.program(model, language).replace(*change), encoding="utf-8")
         (place / "weights.safetensors").write_bytes(to_bytes(_renamed(weights, model)))
         np.save(place / "images.npy", images)
     (folder / "keras.json").write_text('{"floatx": "float16", "image_data_format": "channels_first"}')
@@ -149,27 +149,27 @@ def test_a_program_that_computes_something_else_is_seen(tmp_path: Path) -> None:
 
 
 def test_every_language_has_a_backend() -> None:
-    assert list(code.LANGUAGES) == list(BACKENDS) == list(ALLOWED)
+    assert list(programs.LANGUAGES) == list(BACKENDS) == list(ALLOWED)
     assert set(BACKENDS.values()) == set(backends.own_names())
 
 
 def test_no_padding_copies_nothing() -> None:
     """A copy has another memory layout, and BLAS may sum what lies otherwise in another order."""
     names: dict[str, object] = {}
-    exec(code.program(zoo.get("cnn-padded"), "numpy").replace("__main__", ""), names)
+    exec(programs.program(zoo.get("cnn-padded"), "numpy").replace("__main__", ""), names)
     x = np.ones((2, 3, 4, 4)).swapaxes(0, 1)
     pad = names["pad"]
     assert pad(x, (0, 0, 0, 0), 0) is x  # type: ignore[operator]
     assert pad(x, (1, 0, 0, 0), 7)[0, 0, 0].tolist() == [7] * 4  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("language", code.LANGUAGES)
+@pytest.mark.parametrize("language", programs.LANGUAGES)
 def test_rules_are_complete_and_stand_in_the_order_of_the_layers(language: str) -> None:
-    rules = dict(importlib.import_module(code.LANGUAGES[language]).emit.registry)
-    del rules[object]
-    assert list(rules) == list(LAYERS.values())
-    named = {layer: rule.__name__ for layer, rule in reference.apply.registry.items() if layer is not object}
-    assert {layer: rule.__name__ for layer, rule in rules.items()} == named
+    found = dict(importlib.import_module(programs.LANGUAGES[language]).emit.registry)
+    del found[object]
+    assert list(found) == list(LAYERS.values())
+    named = {layer: rule.__name__ for layer, rule in rules.apply.registry.items() if layer is not object}
+    assert {layer: rule.__name__ for layer, rule in found.items()} == named
 
 
 class _Unknown(Layer):
@@ -179,18 +179,18 @@ class _Unknown(Layer):
         return input_shape
 
 
-@pytest.mark.parametrize("language", code.LANGUAGES)
+@pytest.mark.parametrize("language", programs.LANGUAGES)
 def test_a_layer_without_a_rule_is_refused(language: str) -> None:
     model = Model("m", (1, 2, 2), (_Unknown(),), RECIPE, ())
     with pytest.raises(UnsupportedLayer, match=f"program for '{language}' has no rule for _Unknown"):
-        code.program(model, language)
+        programs.program(model, language)
 
 
-@pytest.mark.parametrize("language", code.LANGUAGES)
+@pytest.mark.parametrize("language", programs.LANGUAGES)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_program_imports_what_it_uses_and_nothing_else(name: str, language: str) -> None:
     model = MODELS[name]
-    text = code.program(model, language)
+    text = programs.program(model, language)
     tree = ast.parse(text)
     imported = {}
     for node in ast.walk(tree):
@@ -214,10 +214,10 @@ def test_a_program_imports_what_it_uses_and_nothing_else(name: str, language: st
     assert [ast.literal_eval(value) for value in labels] == ([list(model.labels)] if model.labels else [])
 
 
-@pytest.mark.parametrize("language", code.LANGUAGES)
+@pytest.mark.parametrize("language", programs.LANGUAGES)
 def test_a_line_per_layer(language: str, model: Model) -> None:
     """Each layer of the zoo's own models is one statement that bears its path."""
-    lines = code.program(model, language).splitlines()
+    lines = programs.program(model, language).splitlines()
     for node in model.walk():
         mark = {"torch": f"self.{node.path} = ", "keras": f'name="{node.path}")', "numpy": f"{node.path} = "}
         assert sum(mark[language] in line for line in lines) == 1, node.path
@@ -228,10 +228,10 @@ def test_no_name_can_become_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zoo.model.check_name", lambda name, where: name)
     names = ['x"); import os; ("', "a\nimport os", "'''", '"""', "é\u202e", "\\"]
     layers = tuple(Dense(2, name=name) for name in names)
-    for language in code.LANGUAGES:
+    for language in programs.LANGUAGES:
         plain = Model("m", (1, 1, 2), (Flatten(), *(Dense(2) for _ in names)), RECIPE, ("0", "1"))
         hostile = Model('"""\nimport os', (1, 1, 2), (Flatten(), *layers), RECIPE, ("0", "1"))
-        before, after = (_statements(code.program(model, language)) for model in (plain, hostile))
+        before, after = (_statements(programs.program(model, language)) for model in (plain, hostile))
         renaming = (
             {ast.Assign: 5, ast.For: 1} if language == "torch" else {}
         )  # from the file's names to attributes
@@ -245,10 +245,10 @@ def _statements(text: str) -> Counter[type]:
 
 @pytest.mark.skipif(importlib.util.find_spec("ruff") is None, reason="ruff is not installed")
 def test_programs_are_clean_and_formatted(tmp_path: Path) -> None:
-    for language in code.LANGUAGES:
+    for language in programs.LANGUAGES:
         for name, model in MODELS.items():
             path = tmp_path / f"{language}-{name}.py"
-            path.write_text(code.program(model, language), encoding="utf-8")
+            path.write_text(programs.program(model, language), encoding="utf-8")
     ruff = [sys.executable, "-m", "ruff"]
     subprocess.run([*ruff, "check", "--isolated", "--select=E,F,W,I,B,UP,SIM,C4", tmp_path], check=True)
     for path in tmp_path.glob("*-hostile.py"):
@@ -259,7 +259,7 @@ def test_programs_are_clean_and_formatted(tmp_path: Path) -> None:
 def test_the_option_code(tmp_path: Path, images: np.ndarray) -> None:
     """A program written by the command line runs in a folder of its own, isolated from everything."""
     model = zoo.get("lenet-dropout")
-    text = code.program(model, "numpy")
+    text = programs.program(model, "numpy")
     command = ["show", "lenet-dropout", "--code", "numpy"]
     assert CliRunner().invoke(cli.cli, command).output == text
     data = json.loads(CliRunner().invoke(cli.cli, [*command, "--json"]).output)
@@ -276,7 +276,7 @@ def test_the_option_code(tmp_path: Path, images: np.ndarray) -> None:
     done = subprocess.run(
         [*python, "w.safetensors", "images.npy"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    classes = reference.backend().build(model, weights).predict(images).argmax(axis=1)
+    classes = network.backend().build(model, weights).predict(images).argmax(axis=1)
     assert done.stdout.split() == [str(number) for number in classes]
     assert {p.name for p in tmp_path.iterdir()} == {"net.py", "w.safetensors", "images.npy"}
     usage = subprocess.run(python, cwd=tmp_path, capture_output=True, text=True, check=False)

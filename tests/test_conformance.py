@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from backends.testing import BackendTests
 from zoo.network import Backend
-from zoo.testing import BackendTests
 
 
 class TestFrameworks(BackendTests):

@@ -14,14 +14,16 @@ from onnx.reference import ReferenceEvaluator
 
 import export
 import zoo
-from backends.client import RemoteNetwork, Worker, Workers
-from backends.reference import ReferenceNetwork, apply
-from export import crosscheck, reports
-from export.crosscheck import Verdict, compare, decide, examine, judge, probes, verification
+from backends.process.client import RemoteNetwork, Worker, Workers
+from backends.reference.network import ReferenceNetwork
+from backends.reference.rules import apply
+from export import crosscheck
+from export.crosscheck import Verdict, compare, decide, examine, judge, probes, reports, verification
 from export.crosscheck.inputs import batch_sizes
 from export.crosscheck.witnesses import OPERATORS
-from export.graph import serialize, to_layers_onnx, to_onnx
-from export.session import Session
+from export.inference.session import Session
+from export.onnx.file import serialize
+from export.onnx.graph import to_layers_onnx, to_onnx
 from zoo.errors import BackendUnavailable, InvalidInput, MachineError, WorkerDied
 from zoo.layers import AvgPool2d, Conv2d, Dense, Dropout, Flatten, Layer, MaxPool2d, Normalize, ReLU, Softmax
 from zoo.model import IMAGE, Model
@@ -508,7 +510,7 @@ def test_a_broken_engine_that_nobody_named_is_skipped(
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr("backends.client.Worker", Broken)
+    monkeypatch.setattr("backends.process.client.Worker", Broken)
     monkeypatch.setattr(verification, "witness_names", lambda thorough: ["keras:jax"])
     model = zoo.get("lenet-dropout")
     report = export.verify(model, zoo.init_weights(model), images=images)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from zoo import data
+from zoo.data import download, sets
 from zoo.errors import DataError, InvalidInput, MachineError
 
 
@@ -148,11 +149,11 @@ DIGITS_SHA256 = "2d01d7b0b3c75b4130b22c36ab2712f3f3ba11e446568a6db145491d2df782a
 
 
 def test_enlarging_keeps_flat_areas_and_mass() -> None:
-    flat = data._enlarge(np.full((1, 8, 8), 16, dtype=np.uint8))[0]
+    flat = sets._enlarge(np.full((1, 8, 8), 16, dtype=np.uint8))[0]
     assert (flat[4:24, 4:24] == 255).all()
     rng = np.random.default_rng(0)
     small = rng.integers(0, 17, (5, 8, 8)).astype(np.uint8)
-    large = data._enlarge(small)
+    large = sets._enlarge(small)
     # Each inner source pixel covers 2.5 x 2.5 target pixels; borders are repeated, which costs a little.
     np.testing.assert_allclose(large.mean((1, 2)) * 784 / 400 / 255, small.mean((1, 2)) / 16, rtol=0.1)
 
@@ -182,7 +183,7 @@ def test_floats_are_those_of_a_division_by_255() -> None:
 
 
 def test_auto_falls_back_to_digits_with_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "_first_mirror", lambda: None)
+    monkeypatch.setattr(download, "_first_mirror", lambda: None)
     said: list[str] = []
     assert data.load("auto", tmp_path, said.append).name == "digits"
     assert len(said) == 1
@@ -205,8 +206,8 @@ def test_a_mirror_that_hangs_costs_five_seconds_at_most(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(requests, "head", hang)
     started = time.monotonic()
-    assert data._first_mirror() is None
-    assert time.monotonic() - started < data.CONNECT_SECONDS + 1
+    assert download._first_mirror() is None
+    assert time.monotonic() - started < download.CONNECT_SECONDS + 1
     stop.set()
 
 
@@ -219,10 +220,10 @@ def test_the_second_mirror_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             raise MachineError("the download failed: ConnectionError", mirror)
         return place
 
-    monkeypatch.setattr(data, "_first_mirror", lambda: data.MIRRORS[1])
-    monkeypatch.setattr(data, "_download_from", fetch)
-    assert data.download(tmp_path) == tmp_path / "MNIST" / "raw"
-    assert tried == [data.MIRRORS[1], data.MIRRORS[0]]
+    monkeypatch.setattr(download, "_first_mirror", lambda: download.MIRRORS[1])
+    monkeypatch.setattr(download, "_download_from", fetch)
+    assert download.download(tmp_path) == tmp_path / "MNIST" / "raw"
+    assert tried == [download.MIRRORS[1], download.MIRRORS[0]]
 
 
 Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
@@ -244,8 +245,8 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], str]]
         servers.append(server)
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/"
-        monkeypatch.setattr(data, "MIRRORS", (address,))
-        monkeypatch.setattr(data, "_first_mirror", lambda: address)
+        monkeypatch.setattr(download, "MIRRORS", (address,))
+        monkeypatch.setattr(download, "_first_mirror", lambda: address)
         return address
 
     yield start
@@ -295,13 +296,13 @@ def test_a_download_of_something_else_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Within the time for a silent server, and nothing of it is stored; then it says what to do by hand."""
-    monkeypatch.setattr(data, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(download, "STALL_SECONDS", 0.5)
     mirror(answer)
     started = time.monotonic()
     with pytest.raises(MachineError, match=message) as error:
         data.load("mnist", tmp_path, lambda _: None)
     assert time.monotonic() - started < 2.5
-    official = data.MNIST_GZ[data.FILES[0]]
+    official = download.MNIST_GZ[data.FILES[0]]
     assert f"place train-images-idx3-ubyte.gz (SHA-256 {official.sha256})" in error.value.hint
     assert [path.name for path in (tmp_path / "MNIST" / "raw").iterdir()] == [".download.lock"]
 
@@ -316,8 +317,8 @@ def test_a_download_that_drips_ends(
                 handler.wfile.write(b"x" * 2**16)
                 time.sleep(0.05)
 
-    monkeypatch.setattr(data, "FETCH_SECONDS", 0.3)
-    monkeypatch.setattr(data, "MNIST_GZ", {data.FILES[0]: data.Official(10**6, "0")})
+    monkeypatch.setattr(download, "FETCH_SECONDS", 0.3)
+    monkeypatch.setattr(download, "MNIST_GZ", {data.FILES[0]: download.Official(10**6, "0")})
     mirror(drip)
     with pytest.raises(MachineError, match=r"the download took longer than 0.3 s"):
         data.load("mnist", tmp_path, lambda _: None)
@@ -332,7 +333,7 @@ def test_a_download_arrives_verified(
             (raw / f"{name}.gz").write_bytes(gzip.compress((raw / name).read_bytes()))
     content = {f"{name}.gz": (raw / f"{name}.gz").read_bytes() for name in data.FILES}
     official = {
-        name: data.Official(len(content[f"{name}.gz"]), hashlib.sha256(content[f"{name}.gz"]).hexdigest())
+        name: download.Official(len(content[f"{name}.gz"]), hashlib.sha256(content[f"{name}.gz"]).hexdigest())
         for name in data.FILES
     }
     asked: list[str] = []
@@ -342,9 +343,9 @@ def test_a_download_arrives_verified(
         send(handler, content[asked[-1]])
 
     address = mirror(serve)
-    monkeypatch.setattr(data, "MNIST_GZ", official)
+    monkeypatch.setattr(download, "MNIST_GZ", official)
     cache = tmp_path / "cache"
-    monkeypatch.setattr(data, "cache_folder", lambda: cache)
+    monkeypatch.setattr(sets, "cache_folder", lambda: cache)
     monkeypatch.delenv("ZOO_DATA", raising=False)
     said: list[str] = []
     assert len(data.load("mnist", None, said.append).train_labels) == 20

@@ -10,10 +10,11 @@ import pytest
 
 import backends
 import zoo
-from zoo import data, training
+from zoo import data
 from zoo.errors import MachineError, NotSupported
 from zoo.network import Backend
 from zoo.recipe import SGD, Adam, Optimizer, Recipe, RMSprop, WarmupCosine
+from zoo.training import order
 
 STEPS = 20
 BATCH = 64
@@ -48,15 +49,15 @@ def losses(
     found: list[float] = []
     for epoch in range(1, epochs + 1):
         count = len(split.train_labels)
-        order = training.batch_order(recipe, 0, epoch, count)
+        rows = order.batch_order(recipe, 0, epoch, count)
         network.train_epoch(
             split.train_images,
             split.train_labels,
-            order,
+            rows,
             recipe,
             lambda step, loss, _: found.append(loss),
             epoch,
-            rates=training.learning_rates(recipe, epoch, epochs, count),
+            rates=order.learning_rates(recipe, epoch, epochs, count),
         )
     return found, network.weights()
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import zoo
-from backends.reference import ReferenceNetwork, apply
+from backends.reference.network import ReferenceNetwork
+from backends.reference.rules import apply
+from backends.testing.layer_table import model_of, rows
 from export.crosscheck import (
     DIRECT,
     EVALUATOR,
@@ -23,7 +25,6 @@ from export.crosscheck import (
 from zoo.errors import ZooError
 from zoo.layers import LAYERS, Flatten, HardSigmoid, Layer, Normalize, ReLU, Scale, Softmax
 from zoo.model import IMAGE, Model
-from zoo.testing.layer_table import model_of, rows
 
 
 @pytest.mark.parametrize("model", rows())

@@ -16,13 +16,15 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 import zoo
-from backends.reference import ReferenceNetwork
-from export import doctor, expected, seal, vectors
-from export import session as sessions
-from export.graph import describe, serialize, to_layers_onnx, to_onnx
-from export.session import Session
-from zoo import cli, filters, pretrained, strokes
+from backends.reference.network import ReferenceNetwork
+from export.inference import doctor, loading, seal, vectors
+from export.inference.session import Session
+from export.onnx import expected
+from export.onnx.file import describe, serialize
+from export.onnx.graph import to_layers_onnx, to_onnx
+from zoo import cli, filters, pretrained
 from zoo.errors import CheckFailed, DataError
+from zoo.images import strokes
 from zoo.layers import Conv2d, Dense, Flatten, MaxPool2d, Normalize, ReLU
 from zoo.model import Model
 from zoo.randomness import raw_bits
@@ -241,7 +243,7 @@ TAMPERED: dict[str, tuple[Callable[[ModelProto], None], str]] = {
 @pytest.mark.parametrize("resealed", [False, True], ids=["bytes", "saved again"])
 def test_what_was_altered_is_named(what: str, resealed: bool, check, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether the hash of the file is the old one, or right because the altered graph was saved anew."""
-    monkeypatch.setattr(sessions.onnxruntime, "InferenceSession", None)  # never sees the file
+    monkeypatch.setattr(loading.onnxruntime, "InferenceSession", None)  # never sees the file
     change, sentence = TAMPERED[what]
     proto = onnx.load_from_string(pretrained.onnx(NAME))
     change(proto)
@@ -262,7 +264,7 @@ def test_several_differences_are_counted(check) -> None:
 
 def test_no_flipped_byte_goes_unnoticed(check, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample; with the hash of the file filled in again, only a flip in that hash is undone."""
-    monkeypatch.setattr(sessions.onnxruntime, "InferenceSession", None)
+    monkeypatch.setattr(loading.onnxruntime, "InferenceSession", None)
     content = exported(model_of((1, 3, 3), Conv2d(1, 2), Flatten(), Dense(2), labels=("a", "b")))
     places = raw_bits(0, "tests/flips", 300) % np.uint64(len(content))
     for place, mask in zip(places.tolist(), (1, 128, 255) * 100, strict=True):

@@ -14,10 +14,11 @@ import pytest
 
 import backends
 import zoo
-from backends import client
-from backends.client import Worker
-from export import build, parity
-from export.build import Options
+from backends.parity import course
+from backends.process import client
+from backends.process.client import Worker
+from export.runs import build
+from export.runs.build import Options
 from zoo import data
 from zoo.errors import BackendUnavailable, MachineError, NotSupported
 from zoo.layers import AvgPool2d, BatchNorm, Conv2d, Dense, Dropout, Flatten, MaxPool2d, ReLU, Softmax
@@ -83,10 +84,10 @@ def test_they_train_and_are_asked_for_by_name() -> None:
     assert "tensorflow" not in backends.distributions("keras:torch")
 
 
-def follow(model: Model, pair: list[Worker], digits: data.Dataset, dtype: str, steps: int) -> parity.Course:
+def follow(model: Model, pair: list[Worker], digits: data.Dataset, dtype: str, steps: int) -> course.Course:
     for worker in pair:
         worker.send_data(data.split(digits, 0))
-    return parity.follow(model, pair, dtype, parity.Options(steps=steps), lambda *_: None)[0]
+    return course.follow(model, pair, dtype, course.Options(steps=steps), lambda *_: None)[0]
 
 
 @pytest.mark.cross

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import zoo
-from export import build, events
-from export.build import Options
-from zoo import pretrained, runs, training
+from export.runs import build, tensorboard
+from export.runs.build import Options
+from zoo import pretrained, runs
 from zoo.errors import BackendUnavailable
+from zoo.training import loop
 
 needs_writer = pytest.mark.skipif(
     importlib.util.find_spec("tensorboardX") is None, reason="tensorboardX is not installed"
@@ -28,8 +29,8 @@ def run(tmp_path: Path) -> Path:
     published = runs.Run(outcome.path)
     files = {name: published.read(name) for name in published.manifest()["files"]}
     history = [(1, 1, 2.5, 0.25), (1, 2, 1.5, 0.5)]
-    files["history.csv"] = training.to_csv(training.HISTORY, history).encode()
-    files["epochs.csv"] = training.to_csv(training.EPOCHS, [(1, 2.0, 0.375, None, 1.25, 0.75)]).encode()
+    files["history.csv"] = loop.to_csv(loop.HISTORY, history).encode()
+    files["epochs.csv"] = loop.to_csv(loop.EPOCHS, [(1, 2.0, 0.375, None, 1.25, 0.75)]).encode()
     with published.lock():
         published.publish(files, {})
     return outcome.path
@@ -51,7 +52,7 @@ def records(folder: Path) -> list[object]:
 
 @needs_writer
 def test_what_the_event_files_hold(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    folder = events.write(run)
+    folder = tensorboard.write(run)
     assert capfd.readouterr().out == ""
     found = records(folder)
     values = [(event.step, value) for event in found for value in event.summary.value]
@@ -82,9 +83,9 @@ def test_what_the_event_files_hold(run: Path, capfd: pytest.CaptureFixture[str])
 
 @needs_writer
 def test_writing_again_replaces_the_files(run: Path) -> None:
-    events.write(run)
+    tensorboard.write(run)
     (run / "tensorboard" / "stray").write_text("")
-    events.write(run)
+    tensorboard.write(run)
     assert not (run / "tensorboard" / "stray").exists()
     assert not list(run.glob(".*"))
 
@@ -100,7 +101,7 @@ def test_build_writes_them(tmp_path: Path) -> None:
 def test_kernels_keep_zero_in_the_middle() -> None:
     model = zoo.get("cnn-padded")
     values = pretrained.weights(model)
-    picture = events._kernels(model, values)["conv2"]
+    picture = tensorboard._kernels(model, values)["conv2"]
     kernels = values["conv2.weight"]
     assert picture.shape == (32 * 6, 16 * 6)
     assert 0 <= picture.min() <= picture.max() <= 1
@@ -110,7 +111,7 @@ def test_kernels_keep_zero_in_the_middle() -> None:
 
 
 def test_without_the_library_the_command_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(tensorboard.importlib.util, "find_spec", lambda name: None)
     options = Options(data="digits", out=tmp_path, pretrained=True, tensorboard=True)
     with pytest.raises(BackendUnavailable, match="pip install tensorboardX"):
         build.build([zoo.get("lenet-dropout")], ["reference"], options, print)

@@ -13,13 +13,16 @@ import pytest
 
 import export
 import zoo
-from backends.client import Worker
-from export import native, seal, vectors
-from export.graph import IR_VERSION, OPSET, serialize, tensor_name, to_layers_onnx, to_onnx
-from export.session import Session
+from backends.process.client import Worker
+from export.inference import seal, vectors
+from export.inference.session import Session
+from export.onnx import native
+from export.onnx.file import serialize
+from export.onnx.graph import IR_VERSION, OPSET, tensor_name, to_layers_onnx, to_onnx
 from zoo import pretrained, weights
 from zoo.errors import CheckFailed, DataError
-from zoo.model import Model, from_dict
+from zoo.model import Model
+from zoo.spec.form import from_dict
 
 
 def test_the_graph_is_named_after_its_layers(model: Model) -> None:
@@ -65,7 +68,7 @@ def test_metadata_tell_what_the_file_is(model: Model) -> None:
 def test_the_same_bytes_in_every_process() -> None:
     script = (
         "import zoo, export, hashlib\n"
-        "from export.graph import serialize\n"
+        "from export.onnx.graph import serialize\n"
         "for name in zoo.names():\n"
         "    m = zoo.get(name)\n"
         "    print(hashlib.sha256(serialize(export.to_onnx(m, zoo.init_weights(m)))).hexdigest())\n"

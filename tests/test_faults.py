@@ -26,12 +26,16 @@ import onnx
 import pytest
 
 import zoo
-from backends import worker as workers
-from export import artifacts, card
-from export.graph import serialize, to_onnx
-from zoo import checkpoints, data, runs, weights
+from backends.process import worker as workers
+from export.onnx import contents
+from export.onnx.file import serialize
+from export.onnx.graph import to_onnx
+from export.runs import card
+from zoo import data, runs, weights
+from zoo.data import download, sets
 from zoo.errors import DataError, MachineError
-from zoo.model import from_dict
+from zoo.spec.form import from_dict
+from zoo.training import checkpoints
 
 ROOT = Path(__file__).parents[1]
 TINY = zoo.get("cnn-padded:out_1=2,out_2=2")
@@ -63,7 +67,7 @@ def test_every_case_has_tests_that_exist() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     }
-    published = ast.walk(ast.parse((ROOT / "zoo" / "testing" / "backend.py").read_text()))
+    published = ast.walk(ast.parse((ROOT / "backends" / "testing" / "conformance.py").read_text()))
     known |= {  # which test_conformance.py runs
         f"test_conformance.py::{node.name}" for node in published if isinstance(node, ast.FunctionDef)
     }
@@ -151,7 +155,7 @@ def test_large_files_that_hold_nothing(tmp_path: Path) -> None:
         with (tmp_path / name).open("wb") as file:
             file.truncate(size)
     with pytest.raises(DataError, match="not an ONNX file"):
-        artifacts.read_onnx(tmp_path / "m.onnx")
+        contents.read_onnx(tmp_path / "m.onnx")
     with pytest.raises(DataError, match="too many for cnn-padded"):
         weights.load(tmp_path / "w.safetensors", TINY)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
@@ -195,7 +199,7 @@ def test_a_checkpoint_that_fits_nothing(
     changed: dict[str, Any], tmp_path: Path, backend: Any, digits: data.Dataset
 ) -> None:
     """Other places, other types, and tensors of other shapes: refused before a step is done."""
-    from zoo import training
+    from zoo.training import loop
 
     network = backend.build(TINY, zoo.init_weights(TINY))
     tensors, rest = network.state()
@@ -204,7 +208,7 @@ def test_a_checkpoint_that_fits_nothing(
     good = checkpoints.Checkpoint(1, 1, tensors, rest, [(1, 1, 0.5, 0.1)], [], None, -1.0, 1.0).to_dict()
     split = data.split(digits, 0, 0, 200).as_float()
     with pytest.raises(DataError, match="the checkpoint"):
-        training.train(
+        loop.train(
             network, TINY.recipe, split, seed=0, epochs=1,
             start=checkpoints.Checkpoint.from_dict({**good, **changed}, tensors),
         )  # fmt: skip
@@ -347,24 +351,17 @@ def test_memory_that_a_framework_does_not_get_is_the_machines(
     text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through a worker's loop, with a request that fails as frameworks fail."""
-    from backends.client import Worker
+    from backends.process.client import Worker
 
-    boot = f"""
-from backends.worker import Worker
+    prelude = f"""
+from backends.process.worker import Worker
 def fail(*_): raise RuntimeError({text!r})
 Worker.hello = fail
-main()
 """
-    monkeypatch.setattr("backends.client._BOOT", _boot().replace("\nmain()\n", boot))
+    monkeypatch.setattr("backends.process.client.PRELUDE", prelude)
     with Worker("reference") as worker, pytest.raises(MachineError, match="out of memory"):
         worker.versions()
     assert workers.OUT_OF_MEMORY
-
-
-def _boot() -> str:
-    from backends import client
-
-    return client._BOOT
 
 
 # Data.
@@ -372,18 +369,18 @@ def _boot() -> str:
 
 def test_three_processes_download_and_one_fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = {name: name.encode() * 99 for name in data.FILES}
-    official = {n: data.Official(len(c), hashlib.sha256(c).hexdigest()) for n, c in content.items()}
+    official = {n: download.Official(len(c), hashlib.sha256(c).hexdigest()) for n, c in content.items()}
     fetched: list[str] = []
 
-    def fetch(url: str, _: data.Official) -> bytes:
+    def fetch(url: str, _: download.Official) -> bytes:
         time.sleep(0.05)
         fetched.append(url)
         return content[url.rpartition("/")[2].removesuffix(".gz")]
 
-    monkeypatch.setattr(data, "MNIST_GZ", official)
-    monkeypatch.setattr(data, "_fetch", fetch)
+    monkeypatch.setattr(download, "MNIST_GZ", official)
+    monkeypatch.setattr(download, "_fetch", fetch)
     threads = [
-        threading.Thread(target=data._download_from, args=("http://x/", tmp_path, lambda _: None))
+        threading.Thread(target=download._download_from, args=("http://x/", tmp_path, lambda _: None))
         for _ in range(3)
     ]
     for thread in threads:
@@ -414,14 +411,14 @@ def test_a_complete_cache_is_only_read(tmp_path: Path, monkeypatch: pytest.Monke
         array = np.zeros((count, 28, 28) if "images" in name else count, dtype=np.uint8)
         (place / name).write_bytes(idx(array))
         (cache / "MNIST" / "raw" / name).symlink_to(place / name)
-    monkeypatch.setattr(data, "cache_folder", lambda: cache)
+    monkeypatch.setattr(sets, "cache_folder", lambda: cache)
     monkeypatch.delenv("ZOO_DATA", raising=False)
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("written, or asked")
 
-    monkeypatch.setattr(data, "_download_from", refuse)
-    monkeypatch.setattr(data, "_first_mirror", refuse)
+    monkeypatch.setattr(download, "_download_from", refuse)
+    monkeypatch.setattr(download, "_first_mirror", refuse)
     monkeypatch.setattr(os, "fsync", refuse)
     before = {path.name for path in (cache / "MNIST" / "raw").iterdir()}
     assert len(data.load("mnist", None, lambda _: None).train_labels) == 20

@@ -17,17 +17,19 @@ from PIL import Image
 
 import export
 import zoo
-from backends.client import Worker
+from backends.process.client import Worker
 from export import crosscheck, filtering
 from export.crosscheck import UNIT
-from export.graph import to_onnx
-from zoo import cli, data, pictures
+from export.onnx.graph import to_onnx
+from zoo import cli, data
 from zoo.errors import BackendUnavailable, InvalidInput, InvalidSpec
 from zoo.filters import ABOUT, KERNELS, filter_model, find_kernel, read_kernel
+from zoo.images import decoding
 from zoo.layers import Conv2d, Dense, Flatten, ReLU, Softmax
-from zoo.model import Model, from_dict
+from zoo.model import Model
 from zoo.primitives import MODES, PADDINGS
 from zoo.recipe import SGD, Recipe
+from zoo.spec.form import from_dict
 
 LOPSIDED = ((1.0, -2.0, 0.5, 3.0), (0.0, 4.0, -1.0, 0.25), (2.0, 0.0, 0.0, -3.0))  # no symmetry, even width
 RECIPE = Recipe(SGD(0.1), batch_size=1, epochs=1)
@@ -419,23 +421,23 @@ def test_a_missing_framework_is_named(run, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_pictures_in_colour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     colour, grey = photo(4, 5, 3), photo(4, 5)
-    np.testing.assert_array_equal(pictures.read_colour(save(tmp_path / "c.png", colour)), colour)
-    np.testing.assert_array_equal(pictures.read_colour(save(tmp_path / "g.png", grey)), grey)
+    np.testing.assert_array_equal(decoding.read_colour(save(tmp_path / "c.png", colour)), colour)
+    np.testing.assert_array_equal(decoding.read_colour(save(tmp_path / "g.png", grey)), grey)
     deep = np.arange(20, dtype=np.uint16).reshape(4, 5) * 3000
     Image.fromarray(deep).save(tmp_path / "deep.png")
-    np.testing.assert_array_equal(pictures.read_colour(tmp_path / "deep.png"), deep / 65535)
+    np.testing.assert_array_equal(decoding.read_colour(tmp_path / "deep.png"), deep / 65535)
     half = np.dstack([colour, np.full((4, 5), 51 / 255)])
-    np.testing.assert_allclose(pictures.read_colour(save(tmp_path / "a.png", half)), 0.2 * colour + 0.8)
+    np.testing.assert_allclose(decoding.read_colour(save(tmp_path / "a.png", half)), 0.2 * colour + 0.8)
     turned = Image.fromarray(np.rint(colour * 255).astype(np.uint8))
     exif = turned.getexif()
     exif[0x112] = 6  # turn clockwise to see it
     turned.save(tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(pictures.read_colour(tmp_path / "turned.png"), np.rot90(colour, -1))
-    np.testing.assert_array_equal(pictures.luminance(grey), grey)
-    np.testing.assert_allclose(pictures.luminance(colour), colour @ (0.299, 0.587, 0.114), atol=1e-15)
-    monkeypatch.setattr(pictures, "MOST_WHOLE_PIXELS", 19)
+    np.testing.assert_array_equal(decoding.read_colour(tmp_path / "turned.png"), np.rot90(colour, -1))
+    np.testing.assert_array_equal(decoding.luminance(grey), grey)
+    np.testing.assert_allclose(decoding.luminance(colour), colour @ (0.299, 0.587, 0.114), atol=1e-15)
+    monkeypatch.setattr(decoding, "MOST_WHOLE_PIXELS", 19)
     with pytest.raises(InvalidInput, match="5 x 4 pixels are too many .*make it smaller: at most 19"):
-        pictures.read_colour(tmp_path / "c.png")
+        decoding.read_colour(tmp_path / "c.png")
 
 
 # Models without labels: what a filter is, and what else there may be. Their rows in every lowering

@@ -11,9 +11,11 @@ import pytest
 from conftest import Result, sealed
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from export import artifacts, isolation
+from backends.testing.layer_table import RECIPE
 from export.crosscheck import GraphWitness, Judgement, Verdict, examine, judge, probes
-from export.graph import to_onnx
+from export.inference import operators
+from export.onnx import contents
+from export.onnx.graph import to_onnx
 from zoo.layers import (
     ELU,
     BatchNorm,
@@ -30,7 +32,6 @@ from zoo.layers import (
     Softmax,
 )
 from zoo.model import Model
-from zoo.testing.layer_table import RECIPE
 from zoo.weights import init_weights
 
 MODEL = Model(
@@ -200,9 +201,9 @@ def judgement() -> Judgement:
 
 def heard(content: bytes, judgement: Judgement) -> Verdict:
     """What `zoo verify` says of a file, without the process that it runs foreign ones in."""
-    model, _ = artifacts.parse_onnx(content, Path("foreign.onnx"))
+    model, _ = contents.parse_onnx(content, Path("foreign.onnx"))
     assert model == MODEL
-    isolation.check_operators(content)
+    operators.check_operators(content)
     witness = GraphWitness(content, MODEL)
     given = (witness.activations, witness.logits, witness.alone)
     return examine("foreign.onnx", witness, judgement, *given, batches=True, isolated=True, partial=True)

@@ -11,11 +11,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from backends.reference import ReferenceNetwork, apply
+from backends.reference.network import ReferenceNetwork
+from backends.reference.rules import apply
 from export.imports import functions
 from export.imports.functions import IDENTITY, Curve, Form, number
 from export.imports.reading import Unsupported, read
-from export.session import Session
+from export.inference.session import Session
 from zoo.layers import (
     ELU,
     GELU,

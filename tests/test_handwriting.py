@@ -12,9 +12,10 @@ from PIL import Image
 
 from benchmarks.drawing import HAND_COUNT, draw, grey, photographed, ruled
 from export.predict import Predictor
-from zoo import data, handwriting, pretrained
+from zoo import data, pretrained
 from zoo.errors import InvalidInput
-from zoo.handwriting import find_blobs, otsu, stroke_width, to_mnist
+from zoo.images import handwriting
+from zoo.images.handwriting import find_blobs, otsu, stroke_width, to_mnist
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from backends.client import Workers
-from backends.reference import ReferenceNetwork, apply
+from backends.process.client import Workers
+from backends.reference.network import ReferenceNetwork
+from backends.reference.rules import apply
 from export.crosscheck import limits, probes
 from export.selftest import GENERATORS, sweep, trained
 from export.selftest.hard import DENORMAL, GATES, INTEGER, LARGEST, hard_case
-from export.specs import Case, Seeded
+from export.selftest.random_models import Case, Seeded
 from zoo import pretrained
 from zoo.layers import BatchNorm, Concat, Conv2d, GlobalAvgPool2d, Join, Normalize, Residual, Scale, Sigmoid
 from zoo.model import IMAGE

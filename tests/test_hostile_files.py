@@ -25,13 +25,18 @@ import pytest
 
 import zoo
 from benchmarks.drawing import draw, grey
-from export import artifacts, doctor, report, seal
-from export.graph import serialize, to_onnx
 from export.imports import reading
-from zoo import checkpoints, data, pictures, weights
+from export.inference import doctor, seal
+from export.onnx import contents
+from export.onnx.file import serialize
+from export.onnx.graph import to_onnx
+from export.runs import page
+from zoo import data, weights
 from zoo.errors import ZooError
+from zoo.images import decoding
 from zoo.runs import Run
-from zoo.specfile import load_spec, write
+from zoo.spec.file import load_spec, write
+from zoo.training import checkpoints
 
 SECONDS = float(os.environ.get("ZOO_MUTATION_SECONDS", 3))
 SLOWEST = 10.0  # for one file
@@ -83,8 +88,8 @@ REPORT = json.dumps(
 
 def _report(path: Path) -> None:
     run = _run(path, **{"report.json": path.read_bytes()})
-    entries, failures = report.collect(run.path)
-    report.render(entries, failures, path.parent)
+    entries, failures = page.collect(run.path)
+    page.render(entries, failures, path.parent)
     if failures:
         raise failures[0]
 
@@ -123,8 +128,8 @@ FORMATS = {
     "idx": Format("t10k-images-idx3-ubyte", _idx(), lambda path: data.read_idx(path, 3)),
     "gz": Format("t10k-images-idx3-ubyte.gz", gzip.compress(_idx()), lambda path: data.read_idx(path, 3)),
     "safetensors": Format("w.safetensors", TENSORS, lambda path: weights.load(path, MODEL)),
-    "onnx": Format("model.onnx", ONNX, artifacts.read_onnx),
-    "onnx without a hash": Format("model.onnx", UNSEALED, artifacts.read_onnx),
+    "onnx": Format("model.onnx", ONNX, contents.read_onnx),
+    "onnx without a hash": Format("model.onnx", UNSEALED, contents.read_onnx),
     "doctor": Format("model.onnx", ONNX, doctor.examine),
     "doctor, hashed again": Format("model.onnx", ONNX, _examine_hashed_again),
     "onnx import": Format("model.onnx", FOREIGN, lambda path: reading.read(path.read_bytes(), path)),
@@ -132,7 +137,7 @@ FORMATS = {
     "checkpoint": Format("progress.json", json.dumps(PROGRESS.to_dict()).encode(), _checkpoint),
     "report": Format("report.json", REPORT, _report),
     **{
-        form: Format(f"image.{form}", _picture(form.upper()), pictures.read)
+        form: Format(f"image.{form}", _picture(form.upper()), decoding.read)
         for form in ("png", "jpeg", "webp", "gif", "bmp", "tiff")
     },
 }  # fmt: skip

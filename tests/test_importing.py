@@ -19,15 +19,17 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import zoo
-from backends.client import Worker, Workers
-from backends.reference import ReferenceNetwork
-from export import isolation
+from backends.process.client import Worker, Workers
+from backends.reference.network import ReferenceNetwork
+from backends.testing.layer_table import ROWS, model_of
 from export.crosscheck.inputs import probes
-from export.graph import serialize, shares, to_onnx
 from export.imports import functions, images, judging, reading
 from export.imports.nodes import RULES
 from export.imports.reading import Unsupported, read
-from export.session import Session
+from export.inference import operators
+from export.inference.session import Session
+from export.onnx.file import serialize
+from export.onnx.graph import shares, to_onnx
 from zoo import data
 from zoo.errors import CheckFailed, DataError, InvalidInput
 from zoo.layers import (
@@ -53,7 +55,6 @@ from zoo.layers import (
 )
 from zoo.model import Model
 from zoo.network import Backend
-from zoo.testing.layer_table import ROWS, model_of
 from zoo.weights import init_weights
 
 FLOAT = TensorProto.FLOAT
@@ -1032,7 +1033,7 @@ def test_batches_that_cannot_be_asked_for(image: tuple[int, ...], message: str, 
 
 
 def test_what_can_be_read_may_be_run() -> None:
-    assert {*RULES, *reading.FOLDED, "CastLike", "Constant", "Shape"} <= isolation.OPERATORS
+    assert {*RULES, *reading.FOLDED, "CastLike", "Constant", "Shape"} <= operators.OPERATORS
 
 
 def test_the_limit_is_relative_for_small_outputs() -> None:

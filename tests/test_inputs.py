@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import zoo
-from backends.reference import ReferenceNetwork, apply
+from backends.reference.network import ReferenceNetwork
+from backends.reference.rules import apply
 from export.crosscheck import Verdict, examine, judge
 from export.crosscheck.inputs import BATCHES, batch_sizes, layer_images, plain
 from zoo.layers import Conv2d, Dense, Flatten, MaxPool2d, ReLU, Softmax

@@ -12,9 +12,10 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import zoo
-from export import isolation
-from export.graph import serialize, to_onnx
-from export.session import Session
+from export.inference import child, operators
+from export.inference.session import Session
+from export.onnx.file import serialize
+from export.onnx.graph import to_onnx
 from zoo import pretrained
 from zoo.errors import CheckFailed, DataError
 
@@ -125,7 +126,7 @@ def test_a_newer_operator_set_is_refused() -> None:
 def test_all_that_the_zoo_writes_is_allowed() -> None:
     classics = [zoo.get(name, size=64) for name in ("resnet18", "densenet121", "mobilenet-v2")]
     for spec in (*map(zoo.get, zoo.names()), *classics):
-        isolation.check_operators(serialize(to_onnx(spec, zoo.init_weights(spec))))
+        operators.check_operators(serialize(to_onnx(spec, zoo.init_weights(spec))))
 
 
 def test_a_child_gives_the_same_bits(images: np.ndarray) -> None:
@@ -159,7 +160,7 @@ def test_a_graph_that_asks_for_a_terabyte(operator: str, shape: list[int], image
     started = time.monotonic()
     with pytest.raises((CheckFailed, DataError), match="onnxruntime (stopped|cannot load)"):
         Session(big(shape, operator).SerializeToString(), foreign=True).predict(images)
-    assert time.monotonic() - started < isolation.SECONDS
+    assert time.monotonic() - started < child.SECONDS
 
 
 GOOD = model(helper.make_node("Relu", ["image"], ["y"]))
@@ -167,10 +168,7 @@ GOOD = model(helper.make_node("Relu", ["image"], ["y"]))
 
 def booted(monkeypatch: pytest.MonkeyPatch, code: str) -> Session:
     """A session whose child does something else when it runs the model."""
-    changed = isolation._BOOT.replace(
-        "\nserve()", f"\nfrom export import isolation, session\n{code}\nserve()"
-    )
-    monkeypatch.setattr(isolation, "_BOOT", changed)
+    monkeypatch.setattr(child, "PRELUDE", f"from export.inference import child, loading\n{code}")
     return Session(GOOD.SerializeToString(), foreign=True)
 
 
@@ -180,8 +178,8 @@ class Wild:
     def __init__(self, real): self.real = real
     def __getattr__(self, name): return getattr(self.real, name)
     def run(self, *_): {action}
-load = session.load
-session.load = lambda *arguments: Wild(load(*arguments))
+load = loading.load
+loading.load = lambda *arguments: Wild(load(*arguments))
 """
 
 
@@ -202,7 +200,7 @@ def test_a_process_that_runs_wild(
     action: str, message: str, monkeypatch: pytest.MonkeyPatch, images: np.ndarray
 ) -> None:
     session = booted(monkeypatch, WILD.format(action=action))
-    monkeypatch.setattr(isolation, "SECONDS", 1.0)
+    monkeypatch.setattr(child, "SECONDS", 1.0)
     with pytest.raises(CheckFailed, match=message):
         session.predict(images)
 

@@ -17,13 +17,14 @@ import operator_samples
 import pytest
 from conftest import REQUIRED
 
-from backends.client import Worker
-from backends.reference import ReferenceNetwork
+from backends.process.client import Worker
+from backends.reference.network import ReferenceNetwork
 from export.crosscheck import judge_layers
-from export.graph import serialize, to_onnx
 from export.imports.judging import FLOAT64
 from export.imports.reading import Read, Unsupported
-from export.session import Session
+from export.inference.session import Session
+from export.onnx.file import serialize
+from export.onnx.graph import to_onnx
 from zoo.layers import AdaptiveAvgPool2d, AvgPool2d, Conv2d, Layer, LeakyReLU, LocalResponseNorm, MaxPool2d
 
 # Why no layers express the others, and which these are.

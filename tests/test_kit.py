@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 import zoo
-from backends import reference
-from backends.reference import ReferenceNetwork
+from backends.reference import network
+from backends.reference.network import ReferenceNetwork
+from backends.testing import BackendTests, formulas
+from backends.testing.layer_table import ROWS, missing, model_of
 from zoo import data
 from zoo.model import Model
 from zoo.network import Backend, Network
 from zoo.recipe import SGD, Adam, Recipe
-from zoo.testing import BackendTests, formulas
-from zoo.testing.layer_table import ROWS, missing, model_of
 
 KIT = BackendTests()
 ADAM, MOMENTUM = Adam(1e-3), SGD(0.03, momentum=0.9)
@@ -81,7 +81,7 @@ def test_what_is_right_passes() -> None:
     comes_back(ReferenceNetwork)
     follows(Follower)
     follows(Follower, MOMENTUM)
-    KIT.test_a_layer_without_a_rule_is_refused(reference.backend())
+    KIT.test_a_layer_without_a_rule_is_refused(network.backend())
 
 
 class Transposed(ReferenceNetwork):
@@ -168,7 +168,7 @@ FAULTS: dict[str, Callable[[], None]] = {
     "another order of batches": lambda: follows(OtherBatches),
     "steps counted from 0": lambda: follows(CountsFromZero),
     "the last batch left out": lambda: follows(ForgetsTheRest),
-    "no training": lambda: KIT.test_it_says_what_it_is(reference.backend()),
+    "no training": lambda: KIT.test_it_says_what_it_is(network.backend()),
 }
 
 

@@ -8,11 +8,13 @@ import pytest
 
 import backends
 import zoo
-from backends import reference
-from backends.client import Worker
+from backends.process.client import Worker
+from backends.reference import network, rules
+from backends.testing.layer_table import ROWS, model_of, rows
 from export import crosscheck
-from export.graph import emit, serialize, to_layers_onnx, to_onnx
-from export.session import Session
+from export.inference.session import Session
+from export.onnx.file import serialize
+from export.onnx.graph import emit, to_layers_onnx, to_onnx
 from zoo.errors import InvalidSpec, NotSupported, UnsupportedLayer
 from zoo.layers import (
     LAYERS,
@@ -31,7 +33,6 @@ from zoo.layers import (
 from zoo.model import Model
 from zoo.network import Backend
 from zoo.randomness import uniform
-from zoo.testing.layer_table import ROWS, model_of, rows
 
 
 def _images(model: Model, count: int = 3) -> np.ndarray:
@@ -48,7 +49,7 @@ def test_declared_shape_is_the_expected_one(name, layers, input_shape, expected)
 
 @pytest.mark.parametrize("model", rows())
 def test_declared_shape_is_the_executed_shape(model: Model) -> None:
-    activations = reference.backend().build(model, zoo.init_weights(model)).activations(_images(model))
+    activations = network.backend().build(model, zoo.init_weights(model)).activations(_images(model))
     assert {path: x.shape[1:] for path, x in activations.items()} == {
         node.path: node.output_shape for node in model.walk()
     }
@@ -58,7 +59,7 @@ def test_declared_shape_is_the_executed_shape(model: Model) -> None:
 def test_onnx_agrees_with_the_reference(model: Model) -> None:
     weights = zoo.init_weights(model, seed=3)
     images = _images(model)
-    expected = reference.backend().build(model, weights).activations(images)
+    expected = network.backend().build(model, weights).activations(images)
     inside = Session(serialize(to_layers_onnx(model, weights))).run(images)
     for got, path in zip(inside.values(), expected, strict=True):
         comparison = crosscheck.compare(got, expected[path])
@@ -72,7 +73,7 @@ def test_a_window_of_nothing_but_padding(worker: Worker) -> None:
     (model,) = (model_of(layers, shape) for name, layers, shape, _ in ROWS if "by its kernel" in name)
     weights = zoo.init_weights(model, seed=3)
     image = _images(model, 1)
-    expected = reference.backend().build(model, weights).predict(image)
+    expected = network.backend().build(model, weights).predict(image)
     np.testing.assert_allclose(worker.build(model, weights).predict(image), expected, rtol=0, atol=1e-6)
 
 
@@ -88,7 +89,7 @@ def test_reference_convolution_against_a_written_out_sum() -> None:
         expected[o, y, x] = bias[o]
         for c, i, j in np.ndindex(2, 2, 3):
             expected[o, y, x] += kernel[o, c, i, j] * padded[c, 2 * y + i, x + j]
-    got = reference.backend().build(model, weights).activations(image)["conv1"][0]
+    got = network.backend().build(model, weights).activations(image)["conv1"][0]
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-15)
 
 
@@ -110,8 +111,8 @@ def test_a_layer_without_a_rule_is_refused_before_anything_runs(framework: str) 
 
 def test_no_lowering_has_a_gap(backend: Backend) -> None:
     module = __import__(type(backend).__module__, fromlist=["lower"])
-    for rules in (module.lower, reference.apply, emit):
-        assert {layer for layer in LAYERS.values() if layer not in rules.registry} == set()
+    for table in (module.lower, rules.apply, emit):
+        assert {layer for layer in LAYERS.values() if layer not in table.registry} == set()
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 import zoo
-from backends.reference import ReferenceNetwork, apply
+from backends.reference.network import ReferenceNetwork
+from backends.reference.rules import apply
+from backends.testing.layer_table import RECIPE, rows
 from export.crosscheck import judge, limits, probes
 from export.crosscheck.inputs import LAYER_IMAGES, layer_images
 from export.crosscheck.judgement import judge_layers
-from export.graph import serialize, to_onnx
+from export.inference.session import Session
+from export.onnx.file import serialize
+from export.onnx.graph import to_onnx
 from export.selftest import sweep
-from export.session import Session
 from zoo.layers import (
     ELU,
     GELU,
@@ -41,7 +44,6 @@ from zoo.layers import (
 from zoo.model import IMAGE, Model
 from zoo.network import Backend
 from zoo.recipe import SGD, Recipe
-from zoo.testing.layer_table import RECIPE, rows
 
 U = limits.UNIT
 

@@ -11,8 +11,9 @@ import pytest
 import zoo
 from zoo.errors import DataError, InvalidInput, InvalidSpec
 from zoo.layers import Conv2d, Dense, Dropout, Flatten, MaxPool2d, ReLU
-from zoo.model import Model, check_name, from_dict, iter_weights
+from zoo.model import Model, check_name, iter_weights
 from zoo.recipe import SGD, Adam, Recipe, RMSprop
+from zoo.spec.form import from_dict
 
 RECIPE = Recipe(SGD(0.1), batch_size=10, epochs=1)
 
@@ -113,7 +114,7 @@ def test_spec_and_back(model: Model, tmp_path: Path) -> None:
 
 
 def test_spec_of_every_kind_and_back() -> None:
-    from zoo.testing.layer_table import ROWS, model_of
+    from backends.testing.layer_table import ROWS, model_of
 
     for optimizer in (SGD(0.1, 0.9, True), Adam(0.1), RMSprop(0.1)):
         recipe = Recipe(optimizer, 7, 2, False, True, (5, 1))
@@ -268,7 +269,7 @@ def test_the_readme_example_is_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
         documented[name] = parameters
         return lambda make: make
 
-    monkeypatch.setattr("zoo.registry.register", register)
+    monkeypatch.setattr("zoo.models.registry.register", register)
     names: dict[str, object] = {}
     exec(code, names)
     assert names["mine"]().parameters == documented["mine"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import backends
-from backends.client import Worker, Workers
+from backends.process.client import Worker, Workers
 from export.crosscheck.inputs import probes
 from export.imports import judging, originals
 from export.imports.originals import SOURCES, Wish
@@ -188,7 +188,7 @@ def test_damaged_hdf5(worker: Worker, tmp_path: Path) -> None:
     if worker.backend != "keras":
         pytest.skip("HDF5 is Keras'")
     h5py = pytest.importorskip("h5py")
-    from backends.keras_applications import check_hdf5
+    from backends.keras3.originals import check_hdf5
 
     good = tmp_path / "good.h5"
     with h5py.File(good, "w") as file:

@@ -12,16 +12,17 @@ import pytest
 
 import backends
 import zoo
-from backends import client
-from backends.client import Step, Worker
-from export import equivalence, parity
-from export.parity import Course, Options
-from zoo import cli, data, training
+from backends.parity import course, equivalence
+from backends.parity.course import Course, Options
+from backends.process import client
+from backends.process.client import Step, Worker
+from zoo import cli, data
 from zoo.errors import CheckFailed, Diverged, InvalidInput, NotSupported
 from zoo.layers import Conv2d, Dense, Dropout, Flatten, MaxPool2d, ReLU, Softmax
 from zoo.model import Model
 from zoo.network import Backend
 from zoo.recipe import SGD, Adam, Recipe
+from zoo.training import loop, order
 
 FEATURES = (Conv2d(4, 5, stride=2), ReLU(), MaxPool2d(2), Dropout(0.5), Flatten())
 LOGITS = (*FEATURES, Dense(10))
@@ -55,14 +56,12 @@ def test_step_by_step_is_the_same_training(backend: Backend, digits: data.Datase
     model = small(layers=(Flatten(), Dense(10)))
     split = data.split(digits, 0, limit=100).as_float()
     whole, stepped = (backend.build(model, zoo.init_weights(model)) for _ in range(2))
-    losses = [row[2] for row in training.train(whole, model.recipe, split, seed=5, epochs=2).history]
-    done = [training.train_step(stepped, model.recipe, split, seed=5, step=k) for k in range(1, 9)]
+    losses = [row[2] for row in loop.train(whole, model.recipe, split, seed=5, epochs=2).history]
+    done = [loop.train_step(stepped, model.recipe, split, seed=5, step=k) for k in range(1, 9)]
     assert [loss for loss, _ in done] == losses
     for epoch in (1, 2):
         batches = [batch for _, batch in done[4 * epoch - 4 : 4 * epoch]]
-        np.testing.assert_array_equal(
-            np.concatenate(batches), training.batch_order(model.recipe, 5, epoch, 100)
-        )
+        np.testing.assert_array_equal(np.concatenate(batches), order.batch_order(model.recipe, 5, epoch, 100))
     for name, array in whole.weights().items():
         np.testing.assert_array_equal(stepped.weights()[name], array, err_msg=name)
 
@@ -84,18 +83,18 @@ def test_another_memory_layout_computes_the_same(
 # What is made of it, without any framework.
 
 
-def course(**limits: object) -> Course:
-    return Course("float64", ("torch", "keras"), parity.LIMITS["float64"]._replace(**limits))
+def limited(**limits: object) -> Course:
+    return Course("float64", ("torch", "keras"), course.LIMITS["float64"]._replace(**limits))
 
 
-def done(loss: float, *weights: float, batch: tuple[int, ...] = (1, 2)) -> parity._Done:
+def done(loss: float, *weights: float, batch: tuple[int, ...] = (1, 2)) -> course._Done:
     tensors = {f"dense{i}.weight": np.array([w]) for i, w in enumerate(weights, start=1)}
-    return parity._Done(Step(loss, list(batch)), tensors)
+    return course._Done(Step(loss, list(batch)), tensors)
 
 
 def test_where_it_starts() -> None:
     """Step 1 is equal, step 2 within the limits, step 3 beyond them in one of two tensors."""
-    found = course()
+    found = limited()
     found.add_gradients(done(1, 2.0, 4.0), done(1, 2.0, 4.0 + 2e-12))
     for error in (0.0, 1e-12, 1e-10):
         found.add(done(1.0, 0.5, 0.25), done(1.0 + error, 0.5, 0.25 + error))
@@ -108,12 +107,12 @@ def test_where_it_starts() -> None:
     assert found.failure is not None
     assert found.failure[:3] == (3, "loss", None)
     assert not found.passed
-    assert course(judged=()).passed
+    assert limited(judged=()).passed
     assert json.loads(json.dumps(found.to_dict()))["weights"]["dense1.weight"]["starts"] is None
 
 
 def test_what_differs_first_is_named() -> None:
-    weights = course()
+    weights = limited()
     weights.add_gradients(done(1, 1.0, 1.0), done(1, 1.0, 1.0))
     weights.add(done(1, 1.0, 1.0), done(1, 1.0, 1.1))
     assert weights.failure is not None
@@ -121,12 +120,12 @@ def test_what_differs_first_is_named() -> None:
         "the weights of dense2.weight differ after step 1, most dense2.weight, by 1.0e-01; "
         "the gradients of step 1 agree: see the optimizer"
     )
-    gradients = course()
+    gradients = limited()
     gradients.add_gradients(done(1, 1.0, 1.0), done(1, 1.1, 1.2))
     gradients.add(done(1, 1.0, 1.0), done(2, 1.0, 1.1))
     assert gradients.failure is not None
     assert "the gradients of dense1.weight and dense2.weight differ at step 1" in gradients.failure.sentence
-    batch = course()
+    batch = limited()
     batch.add_gradients(done(1, 1.0), done(1, 1.5, batch=(2, 1)))
     batch.add(done(1, 1.0), done(1, 1.5))
     assert batch.failure is not None
@@ -134,16 +133,16 @@ def test_what_differs_first_is_named() -> None:
 
 
 @pytest.mark.parametrize("other", [done(np.nan, 1.0), done(1.0, np.nan), done(np.inf, 1.0)])
-def test_what_is_not_a_number_is_never_within_a_limit(other: parity._Done) -> None:
-    found = course()
+def test_what_is_not_a_number_is_never_within_a_limit(other: course._Done) -> None:
+    found = limited()
     found.add_gradients(done(1, 1.0), done(1, 1.0))
     found.add(done(1.0, 1.0), other)
     assert not found.passed
-    assert course().add_gradients(done(1, 1.0), done(1, np.nan)) is None
+    assert limited().add_gradients(done(1, 1.0), done(1, np.nan)) is None
 
 
 def test_gradients_that_are_not_numbers_fail() -> None:
-    found = course()
+    found = limited()
     found.add_gradients(done(1, 1.0), done(1, np.nan))
     assert found.failure is not None
     assert found.failure.quantity == "gradients"
@@ -151,15 +150,15 @@ def test_gradients_that_are_not_numbers_fail() -> None:
 
 def test_nothing_is_made_to_fit() -> None:
     with pytest.raises(CheckFailed, match="other names or shapes"):
-        course().add(done(1.0, 1.0), done(1.0, 1.0, 1.0))
-    wide = parity._Done(Step(1.0, [1, 2]), {"dense1.weight": np.ones(3)})
+        limited().add(done(1.0, 1.0), done(1.0, 1.0, 1.0))
+    wide = course._Done(Step(1.0, [1, 2]), {"dense1.weight": np.ones(3)})
     with pytest.raises(CheckFailed, match="other names or shapes"):
-        course().add(done(1.0, 1.0), wide)
+        limited().add(done(1.0, 1.0), wide)
 
 
 def test_a_loss_that_is_not_finite_is_divergence() -> None:
     with pytest.raises(Diverged, match=r"the loss is nan \(torch, float64, step 1\)"):
-        course().add(done(np.nan, 1.0), done(np.nan, 1.0))
+        limited().add(done(np.nan, 1.0), done(np.nan, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -209,7 +208,7 @@ def test_the_seeds_give_the_stated_power() -> None:
         ]
         assert 0.88 < np.mean(shown) < 0.97
     assert equivalence.seeds_for(0.0) == 2
-    stated = {masks: equivalence.seeds_for(value) for masks, value in parity.EXPECTED_DEVIATION.items()}
+    stated = {masks: equivalence.seeds_for(value) for masks, value in course.EXPECTED_DEVIATION.items()}
     assert stated == {"none": 7, "equal": 17, "own": 79}, "zoo parity --help says so"
     assert equivalence.seeds_for(1e9) == equivalence.MOST_SEEDS
 
@@ -234,10 +233,10 @@ def test_parity_is_between_two_that_train(
     names: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: object())
-    assert parity.pair([]) == ("torch", "keras")
-    assert parity.pair(["keras:tensorflow", "torch"]) == ("keras", "torch")
+    assert course.pair([]) == ("torch", "keras")
+    assert course.pair(["keras:tensorflow", "torch"]) == ("keras", "torch")
     with pytest.raises(InvalidInput, match=message):
-        parity.pair(names)
+        course.pair(names)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +277,7 @@ def called(capfd: pytest.CaptureFixture, *arguments: object) -> tuple[int, str]:
 
 def parted(*differences: float) -> Course:
     """Losses of 1 that differ so, one step each."""
-    found = course(judged=(), loss=parity.ROUNDING, relative=True)
+    found = limited(judged=(), loss=course.ROUNDING, relative=True)
     found.add_gradients(done(1, 1.0), done(1, 1.0))
     for difference in differences:
         found.add(done(1.0, 1.0), done(1.0 + difference, 1.0))
@@ -289,9 +288,9 @@ def test_the_noise_floor_is_the_training_that_parts_most() -> None:
     """One of three falls to the other side of a tie: that rounding can do it is what counts."""
     floors = [parted(1e-7, 3e-7), parted(2e-7, 4e-3), parted(0.0, 0.0)]
 
-    def result(*differences: float) -> parity.Parity:
+    def result(*differences: float) -> course.Parity:
         found = parted(*differences)
-        return parity.Parity("lenet-dropout", "digits", 64, ("torch", "keras"), True, found, found, floors)
+        return course.Parity("lenet-dropout", "digits", 64, ("torch", "keras"), True, found, found, floors)
 
     assert result(0.0, 9e-3).floor is floors[1]
     assert result(0.0, 9e-3).cause == (
@@ -308,7 +307,7 @@ def test_the_noise_floor_is_the_training_that_parts_most() -> None:
 
 def test_weights_are_moved_by_a_last_bit() -> None:
     initial = zoo.init_weights(zoo.get("cnn-padded")) | {"zero": np.zeros(3, np.float32)}
-    once, again, otherwise = (parity.moved(initial, seed) for seed in (1, 1, 2))
+    once, again, otherwise = (course.moved(initial, seed) for seed in (1, 1, 2))
     for name, array in initial.items():
         assert once[name].dtype == np.float32
         assert once[name].shape == array.shape
@@ -324,19 +323,19 @@ def test_what_is_printed(
     differences: tuple[float, ...], capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The table and the exit code of a result, whoever computed it."""
-    float64, float32, floor = course(), course(), course(judged=())
-    float32.limits = parity.LIMITS["float32"]
+    float64, float32, floor = limited(), limited(), limited(judged=())
+    float32.limits = course.LIMITS["float32"]
     for found, error in ((float64, 1e-13), (float32, 1e-3), (floor, 1e-5)):
         found.add_gradients(done(1, 1.0), done(1, 1.0 + error))
         found.add(done(1.0, 1.0), done(1.0, 1.0))
         found.add(done(1.0, 1.0), done(1.0 + error, 1.0))
     verdict = equivalence.judge(differences)
-    accuracy = parity.Accuracy("own", 3, [0.9, 0.9, 0.9], [0.9, 0.9, 0.9], verdict)
-    result = parity.Parity(
+    accuracy = course.Accuracy("own", 3, [0.9, 0.9, 0.9], [0.9, 0.9, 0.9], verdict)
+    result = course.Parity(
         "lenet-dropout", "digits", 64, ("torch", "keras"), True, float64, float32, [floor], [accuracy]
     )
-    monkeypatch.setattr(parity, "check", lambda *_: iter([result]))
-    monkeypatch.setattr(parity, "pair", lambda names: ("torch", "keras"))
+    monkeypatch.setattr(course, "check", lambda *_: iter([result]))
+    monkeypatch.setattr(course, "pair", lambda names: ("torch", "keras"))
     code, out = called(capfd, "lenet-dropout", "--accuracy")
     assert "torch and keras, 2 steps of 64 images of digits; dropout with equal masks" in out
     rows = [line.split() for line in out.splitlines() if " loss " in line]
@@ -372,7 +371,7 @@ def test_an_interrupt_ends_the_workers() -> None:
     workers = [Busy(), Busy()]
 
     def interrupted() -> None:
-        with parity._together(workers) as pool:
+        with course._together(workers) as pool:
             for worker in workers:
                 pool.submit(worker.train)
             raise KeyboardInterrupt
@@ -389,7 +388,7 @@ def test_an_interrupt_ends_the_workers() -> None:
 def faulty(_running: dict[str, Worker]) -> Iterator[Worker]:
     """A Keras process in which faults can be planted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(client, "_BOOT", planted.boot())
+        patch.setattr(client, "PRELUDE", planted.boot())
         worker = Worker("keras")
     with worker:
         yield worker
@@ -398,7 +397,7 @@ def faulty(_running: dict[str, Worker]) -> Iterator[Worker]:
 def follow(model: Model, pair: list[Worker], digits: data.Dataset, steps: int) -> Course:
     for worker in pair:
         worker.send_data(data.split(digits, 0))
-    return parity.follow(model, pair, "float64", Options(steps=steps), quiet)[0]
+    return course.follow(model, pair, "float64", Options(steps=steps), quiet)[0]
 
 
 @pytest.mark.cross
@@ -445,7 +444,7 @@ def test_a_planted_difference_is_found(
 @pytest.mark.cross
 @pytest.mark.usefixtures("workers")
 def test_the_command(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity, "MOVES", 2)
+    monkeypatch.setattr(course, "MOVES", 2)
     options = ("--steps", 3, "--accuracy", "--seeds", 2, "--epochs", 1, "--limit", 128, "--json")
     code, out = called(capfd, "lenet-dropout", *options)
     (result,) = json.loads(out)
@@ -473,8 +472,8 @@ def test_the_command(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPat
 @pytest.mark.cross
 @pytest.mark.usefixtures("workers")
 def test_a_difference_exits_1(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_BOOT", planted.boot("a forgotten bias"))
-    monkeypatch.setattr(parity, "MOVES", 0)
+    monkeypatch.setattr(client, "PRELUDE", planted.boot("a forgotten bias"))
+    monkeypatch.setattr(course, "MOVES", 0)
     code, out = called(capfd, "cnn-padded:out_1=4,out_2=4", "--steps", 3)
     assert code == 1
     assert "FAILED 0 of 1" in out

@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.drawing import draw, grey
-from zoo import pictures
 from zoo.errors import InvalidInput
+from zoo.images import decoding
 
 LEVELS = np.asarray(grey(1 - 0.8 * draw(3, 1)))  # uint8 (280, 280), not symmetric in any way
 MOST_SECONDS, MOST_BYTES = 10.0, 512 * 2**20
@@ -89,13 +89,13 @@ LOSSY: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize("name", LOSSLESS)
 def test_lossless_encodings_give_the_same_levels(name: str, tmp_path: Path) -> None:
     LOSSLESS[name](tmp_path / name)
-    np.testing.assert_array_equal(pictures.read(tmp_path / name), LEVELS / 255)
+    np.testing.assert_array_equal(decoding.read(tmp_path / name), LEVELS / 255)
 
 
 @pytest.mark.parametrize("name", LOSSY)
 def test_lossy_encodings_give_nearly_the_same_levels(name: str, tmp_path: Path) -> None:
     LOSSY[name](tmp_path / name)
-    found = pictures.read(tmp_path / name)
+    found = decoding.read(tmp_path / name)
     assert found.shape == LEVELS.shape
     assert np.abs(found - LEVELS / 255).mean() < (0.15 if name == "bit.png" else 0.01)
 
@@ -103,14 +103,14 @@ def test_lossy_encodings_give_nearly_the_same_levels(name: str, tmp_path: Path) 
 def test_sixteen_bits_stay_sixteen(tmp_path: Path) -> None:
     levels = np.arange(60_000, 60_016, dtype=np.uint16).reshape(4, 4)  # one level in eight bits
     Image.fromarray(levels).save(tmp_path / "deep.png")
-    np.testing.assert_array_equal(pictures.read(tmp_path / "deep.png"), levels / 65535)
+    np.testing.assert_array_equal(decoding.read(tmp_path / "deep.png"), levels / 65535)
 
 
 def test_colours_become_their_luminance(tmp_path: Path) -> None:
     Image.fromarray(np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], dtype=np.uint8)).save(
         tmp_path / "c.png"
     )
-    np.testing.assert_allclose(pictures.read(tmp_path / "c.png"), [[0.299, 0.587, 0.114]], rtol=1e-12)
+    np.testing.assert_allclose(decoding.read(tmp_path / "c.png"), [[0.299, 0.587, 0.114]], rtol=1e-12)
 
 
 @pytest.mark.parametrize(("ink", "paper"), [(0, 1.0), (255, 0.0)], ids=["black", "white"])
@@ -120,7 +120,7 @@ def test_ink_on_nothing_is_seen(ink: int, paper: float, tmp_path: Path) -> None:
     picture = np.full((*coverage.shape, 4), ink, dtype=np.uint8)
     picture[..., 3] = np.rint(coverage * 255)
     Image.fromarray(picture).save(tmp_path / "cut.png")
-    found = pictures.read(tmp_path / "cut.png")
+    found = decoding.read(tmp_path / "cut.png")
     np.testing.assert_allclose(found, paper + (ink / 255 - paper) * picture[..., 3] / 255, atol=1e-12)
 
 
@@ -128,7 +128,7 @@ def test_paper_with_transparent_corners_goes_on(tmp_path: Path) -> None:
     opacity = np.full(LEVELS.shape, 255, dtype=np.uint8)
     opacity[:40, :40] = opacity[-40:, -40:] = 0
     rgba(opacity).save(tmp_path / "card.png")
-    np.testing.assert_allclose(pictures.read(tmp_path / "card.png"), LEVELS / 255, atol=1e-12)
+    np.testing.assert_allclose(decoding.read(tmp_path / "card.png"), LEVELS / 255, atol=1e-12)
 
 
 def test_a_transparent_colour_is_transparent(tmp_path: Path) -> None:
@@ -136,13 +136,13 @@ def test_a_transparent_colour_is_transparent(tmp_path: Path) -> None:
         Image.fromarray(np.where(levels == key, levels, 0).astype(levels.dtype)).save(
             tmp_path / name, transparency=key
         )
-        np.testing.assert_array_equal(pictures.read(tmp_path / name), LEVELS == 255)
+        np.testing.assert_array_equal(decoding.read(tmp_path / name), LEVELS == 255)
 
 
 def test_a_large_picture_becomes_smaller_and_keeps_its_levels(tmp_path: Path) -> None:
     large = np.tile(np.linspace(0, 255, 3000).astype(np.uint8), (2000, 1))
     Image.fromarray(large).save(tmp_path / "large.png")
-    found = pictures.read(tmp_path / "large.png")
+    found = decoding.read(tmp_path / "large.png")
     assert found.shape == (666, 1000)
     np.testing.assert_allclose(found[0], (large[0] / 255).reshape(1000, 3).mean(axis=1), atol=1e-12)
 
@@ -227,11 +227,11 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
 
 JUDGE = """
 import sys, time
-from zoo import pictures
+from zoo.images import decoding
 from zoo.errors import InvalidInput
 start = time.monotonic()
 try:
-    said = str(pictures.read(sys.argv[1]).shape)
+    said = str(decoding.read(sys.argv[1]).shape)
 except InvalidInput as error:
     said = str(error)
 seconds = time.monotonic() - start
@@ -300,7 +300,7 @@ def test_a_photo_of_48_megapixels_is_read(save: Callable[[Path], None], shape: s
 def test_a_few_frames_give_the_first(tmp_path: Path) -> None:
     for kind in ("PNG", "WEBP"):
         (tmp_path / "few").write_bytes(animated(kind, 3))
-        assert pictures.read(tmp_path / "few").shape == (8, 8)
+        assert decoding.read(tmp_path / "few").shape == (8, 8)
 
 
 # 58: no pictures.
@@ -325,13 +325,13 @@ def test_what_is_no_picture_is_named(name: str, tmp_path: Path) -> None:
     path = tmp_path / "no.png"
     path.write_bytes(NO_PICTURES[name])
     with pytest.raises(InvalidInput, match="not a picture|is empty|is damaged") as caught:
-        pictures.read(path)
+        decoding.read(path)
     assert caught.value.where == str(path)
 
 
 def attempt(path: Path) -> tuple[InvalidInput | None, np.ndarray]:
     try:
-        return None, pictures.read(path)
+        return None, decoding.read(path)
     except InvalidInput as error:
         return error, np.zeros(1)
 
@@ -346,7 +346,7 @@ def test_truncated_and_altered_pictures(name: str, tmp_path: Path) -> None:
     for share in (0.1, 0.5, 0.9):
         path.write_bytes(whole[: int(share * len(whole))])
         with pytest.raises(InvalidInput, match=path.name):
-            pictures.read(path)
+            decoding.read(path)
     for position in rng.integers(0, len(whole), 60):
         path.write_bytes(
             whole[:position] + bytes([whole[position] ^ 1 << rng.integers(8)]) + whole[position + 1 :]
@@ -363,7 +363,7 @@ def test_what_is_no_file_does_not_hang(tmp_path: Path) -> None:
     start = time.monotonic()
     for path in (tmp_path / "fifo.png", tmp_path / "folder.png", Path("/dev/zero"), Path("/dev/stdin")):
         with pytest.raises(InvalidInput, match="not a regular file"):
-            pictures.read(path)
+            decoding.read(path)
     assert time.monotonic() - start < 1
 
 
@@ -377,17 +377,17 @@ def test_what_is_no_file_does_not_hang(tmp_path: Path) -> None:
 )
 def test_names_that_lead_nowhere(path: str, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
-        pictures.read(path)
+        decoding.read(path)
 
 
 def test_kinds_without_a_fixed_white_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.ones((9, 9), dtype=np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(InvalidInput, match="'F' have no fixed white .*float.tif"):
-        pictures.read(tmp_path / "float.tif")
+        decoding.read(tmp_path / "float.tif")
 
 
 def test_no_other_plugin_of_pillow_is_loaded() -> None:
-    code = "import sys; from zoo import pictures; print([m for m in sys.modules if 'Plugin' in m])"
+    code = "import sys; from zoo.images import decoding; print([m for m in sys.modules if 'Plugin' in m])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Tiff" in done.stdout
     assert not any(kind in done.stdout for kind in ("Eps", "Psd", "Pdf", "Wmf", "Fpx"))
@@ -402,7 +402,7 @@ def test_expand(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
 
     def expanded(*arguments: object) -> list[tuple[str, str]]:
-        found = pictures.expand(map(str, arguments))
+        found = decoding.expand(map(str, arguments))
         return [(str(Path(file).relative_to(tmp_path)), error.what if error else "") for file, error in found]
 
     assert expanded(folder) == [("scans/a.jpg", ""), ("scans/b.PNG", "")]
@@ -413,11 +413,11 @@ def test_expand(tmp_path: Path) -> None:
         ("none*", "no file matches"),
         ("none.png", ""),
     ]
-    assert next(pictures.expand(["x" * 5000 + "*"]))[1].what.startswith(("no file", "cannot read"))
+    assert next(decoding.expand(["x" * 5000 + "*"]))[1].what.startswith(("no file", "cannot read"))
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "jpg"])
 def test_an_unreadable_camera_record_does_not_matter(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"odd.{suffix}"
     Image.fromarray(np.full((8, 8), 200, dtype=np.uint8)).save(path, exif=b"Exif\0\0XX")
-    np.testing.assert_allclose(pictures.read(path), 200 / 255, atol=0.02)
+    np.testing.assert_allclose(decoding.read(path), 200 / 255, atol=0.02)

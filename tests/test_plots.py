@@ -21,26 +21,27 @@ from PIL import Image
 
 import backends
 import zoo
-from export import plots
-from export.graph import serialize, to_onnx
-from export.plots import canvas, kinds, textbook
-from export.session import Session
+from export import plots, plotting
+from export.inference.session import Session
+from export.onnx.file import serialize
+from export.onnx.graph import to_onnx
+from export.plots import canvas, textbook
 from zoo import cli, data, filters, primitives, runs, weights
-from zoo.cli import plotting
+from zoo.cli import plotting as choices
 from zoo.errors import DataError, InvalidInput, MachineError
 from zoo.layers import AvgPool2d, Conv2d, Dense, Flatten, Softmax
 from zoo.model import Model
 from zoo.recipe import SGD, Recipe
-from zoo.training import EPOCHS, HISTORY, to_csv
+from zoo.training.loop import EPOCHS, HISTORY, to_csv
 
-OF_A_MODEL = [what for what in kinds.KINDS if what != "history"]
+OF_A_MODEL = [what for what in plotting.KINDS if what != "history"]
 LEAST_POINTS = 7.0
 
 
 def draw(what: str, text: str | None, **options: object) -> Figure:
     """A plot from initial weights and the embedded data, unless told otherwise."""
     chosen = {"data": "digits", "weights": "init"} | options
-    return kinds.draw(what, text, kinds.Options(**chosen), say=lambda line: None)
+    return plotting.draw(what, text, plotting.Options(**chosen), say=lambda line: None)
 
 
 def texts(figure: Figure) -> list[Text]:
@@ -120,23 +121,23 @@ def test_every_kind_of_every_model_is_legible(what: str, model: Model) -> None:
     figure = draw(what, model.name)
     check_legible(figure)
     assert plots.to_png(figure).startswith(b"\x89PNG")
-    if what not in plotting.WITHOUT_MODEL:
+    if what not in choices.WITHOUT_MODEL:
         assert figure.texts[0].get_text().startswith(model.name)
 
 
 def test_the_command_knows_the_kinds() -> None:
-    assert list(plotting.KINDS) == list(kinds.KINDS)
-    free = [what for what, kind in kinds.KINDS.items() if not kind.needs_model]
-    assert list(plotting.WITHOUT_MODEL) == free
-    assert {option for kind in kinds.KINDS.values() for option in kind.takes} == set(kinds.SPECIAL)
+    assert list(choices.KINDS) == list(plotting.KINDS)
+    free = [what for what, kind in plotting.KINDS.items() if not kind.needs_model]
+    assert list(choices.WITHOUT_MODEL) == free
+    assert {option for kind in plotting.KINDS.values() for option in kind.takes} == set(plotting.SPECIAL)
 
 
-@pytest.mark.parametrize("what", plotting.WITHOUT_MODEL)
+@pytest.mark.parametrize("what", choices.WITHOUT_MODEL)
 def test_some_kinds_need_no_model(what: str) -> None:
     check_legible(draw(what, None))
 
 
-@pytest.mark.parametrize("what", [what for what in kinds.KINDS if what not in plotting.WITHOUT_MODEL])
+@pytest.mark.parametrize("what", [what for what in plotting.KINDS if what not in choices.WITHOUT_MODEL])
 def test_the_others_do(what: str) -> None:
     with pytest.raises(InvalidInput, match=f"{what} needs a model"):
         draw(what, None)
@@ -252,13 +253,13 @@ def test_activations_are_those_of_the_reference(model: Model, digits: data.Datas
 def test_a_stage_shares_its_scale(model: Model) -> None:
     figure = draw("activations", model.name)
     axes = {axes.get_title(loc="left").split()[0]: axes for axes in figure.axes if axes.get_title(loc="left")}
-    for stage in kinds.stages_of(model):
+    for stage in plotting.stages_of(model):
         colours = {axes[node.path].images[0].get_clim() for node in stage if axes[node.path].images}
         bars = {axes[node.path].get_ylim() for node in stage if not axes[node.path].images}
         assert len(colours) <= 1
         assert len(bars) <= 1
         assert all(-low == high for low, high in colours)
-    assert any(len(stage) > 1 for stage in kinds.stages_of(model))
+    assert any(len(stage) > 1 for stage in plotting.stages_of(model))
 
 
 def test_one_layer_can_be_chosen_with_its_stage() -> None:
@@ -293,7 +294,7 @@ def test_other_shapes_channels_and_classes(labels: tuple[str, ...], tmp_path: Pa
     parameters = zoo.init_weights(model)
     images = np.random.default_rng(0).random((4, *model.input_shape), dtype=np.float32)
     outputs = backends.load("reference").build(model, parameters).activations(images)
-    stages = [[(node.path, outputs[node.path][0]) for node in stage] for stage in kinds.stages_of(model)]
+    stages = [[(node.path, outputs[node.path][0]) for node in stage] for stage in plotting.stages_of(model)]
     assert [[path for path, _ in stage] for stage in stages] == [
         ["conv1", "pool1", "flatten1"],
         ["dense1"],
@@ -554,14 +555,14 @@ def test_curves_are_those_of_the_functions() -> None:
 
 
 def test_a_picture_is_prepared_as_for_prediction(tmp_path: Path, digits: data.Dataset) -> None:
-    from zoo import handwriting, pictures
+    from zoo.images import decoding, handwriting
 
     page = np.full((200, 300), 230, dtype=np.uint8)
     large = np.kron(digits.test_images[0, 0], np.ones((5, 5), dtype=np.uint8))
     page[30:170, 60:200] -= (large * 0.8).astype(np.uint8)
     Image.fromarray(page).save(tmp_path / "digit.png")
     figure = draw("activations", "convnet", picture=tmp_path / "digit.png", weights="pretrained")
-    expected = handwriting.to_mnist(pictures.read(tmp_path / "digit.png"))
+    expected = handwriting.to_mnist(decoding.read(tmp_path / "digit.png"))
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), expected)
     label = digits.test_labels[0]
     assert f"digit.png, read as {label}" in figure.texts[0].get_text()
@@ -803,7 +804,7 @@ def test_show_opens_the_file(command, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_help_lists_every_kind(command) -> None:
     _, out, _ = command("--help")
-    for what, line in plotting.KINDS.items():
+    for what, line in choices.KINDS.items():
         assert f"{what:<20} {line}" in out
 
 
@@ -849,9 +850,9 @@ def test_docs_show_one_of_each_kind_and_how_it_is_made() -> None:
     folder = Path(__file__).parents[1] / "docs"
     page = (folder / "pictures.md").read_text()
     commands = re.findall(r"^`zoo plot ([^`]+)`:", page, re.MULTILINE)
-    made = [next(word for word in command.split() if word in kinds.KINDS) for command in commands]
+    made = [next(word for word in line.split() if word in plotting.KINDS) for line in commands]
     linked = re.findall(r"\]\((pictures/[^)]+)\)", page)
-    assert made == list(kinds.KINDS)
+    assert made == list(plotting.KINDS)
     assert linked == [f"pictures/{what}.png" for what in made]
     for name in linked:
         assert (folder / name).stat().st_size < 60_000

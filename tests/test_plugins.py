@@ -11,8 +11,8 @@ import pytest
 
 import backends
 import zoo
-from backends import reference
-from backends.client import Worker
+from backends.process.client import Worker
+from backends.reference import network
 from zoo.errors import BackendUnavailable, InvalidInput, MachineError, NotSupported
 
 GOOD = """
@@ -83,7 +83,7 @@ def test_it_computes_here_and_in_its_worker(install: Install, images: np.ndarray
     install("again")
     model = zoo.get("cnn-padded")
     weights = zoo.init_weights(model)
-    expected = reference.backend().build(model, weights).predict(images)
+    expected = network.backend().build(model, weights).predict(images)
     np.testing.assert_array_equal(backends.load("again").build(model, weights).predict(images), expected)
     with Worker("again") as worker, Worker("reference") as own:  # BLAS sums otherwise with other threads
         expected = own.build(model, weights).predict(images)

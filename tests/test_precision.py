@@ -13,12 +13,13 @@ import pytest
 
 import backends
 import zoo
-from backends.client import Worker
-from export import build, mixed_precision
-from export.build import Options
-from export.mixed_precision import FirstStep
-from zoo import data, machine, precision, training
-from zoo.checkpoints import Checkpoint
+from backends.parity import mixed_precision
+from backends.parity.mixed_precision import FirstStep
+from backends.process.client import Worker
+from backends.testing.layer_table import rows
+from export.runs import build
+from export.runs.build import Options
+from zoo import data, machine, precision
 from zoo.errors import CheckFailed, InvalidInput, NotSupported
 from zoo.layers import BatchNorm, Conv2d, Dense, Dropout, Flatten, MaxPool2d, ReLU
 from zoo.model import Model
@@ -26,8 +27,9 @@ from zoo.network import Backend
 from zoo.precision import Gain
 from zoo.recipe import SGD, Recipe
 from zoo.runs import Run
-from zoo.testing.layer_table import rows
 from zoo.timing import Interval
+from zoo.training import loop
+from zoo.training.checkpoints import Checkpoint
 
 TINY = "cnn-padded:out_1=4,out_2=4"
 BF16 = {"precision": "bf16"}
@@ -67,7 +69,7 @@ def mixed_worker(framework: str, _single: list[Worker], monkeypatch: pytest.Monk
     shared = copy.copy(_single[0])
     shared.close = lambda: None  # type: ignore[method-assign]
     monkeypatch.setenv("ZOO_THREADS", "1")
-    monkeypatch.setattr("backends.client.Worker", lambda *_, **__: shared)
+    monkeypatch.setattr("backends.process.client.Worker", lambda *_, **__: shared)
     return shared
 
 
@@ -169,10 +171,10 @@ def test_it_goes_on_bit_for_bit(mixed: Backend, digits: data.Dataset) -> None:
     split = data.split(digits, 60, seed=1, limit=450).as_float()
     kept: list[Checkpoint] = []
 
-    def train(start: Checkpoint | None = None) -> training.Trained:
+    def train(start: Checkpoint | None = None) -> loop.Trained:
         made = network(mixed, model, zoo.init_weights(model, 0 if start is None else 9), precision="bf16")
-        keeper = None if start else training.Keeper(kept.append, 0.0)
-        return training.train(made, model.recipe, split, seed=3, epochs=2, keeper=keeper, start=start)
+        keeper = None if start else loop.Keeper(kept.append, 0.0)
+        return loop.train(made, model.recipe, split, seed=3, epochs=2, keeper=keeper, start=start)
 
     whole = train()
     assert [(each.epoch, each.step) for each in kept][:4] == [(1, 1), (1, 2), (1, 3), (2, 0)]
@@ -207,7 +209,7 @@ def test_a_graph_of_a_step_on_cuda(mixed: Backend, digits: data.Dataset) -> None
 
     def losses(device: str) -> list[float]:
         made = network(mixed, model, zoo.init_weights(model), device=device, precision="bf16")
-        return [row[2] for row in training.train(made, model.recipe, split, seed=3, epochs=2).history]
+        return [row[2] for row in loop.train(made, model.recipe, split, seed=3, epochs=2).history]
 
     found = losses("cuda")
     assert losses("cuda") == found

@@ -23,10 +23,12 @@ from test_pictures import LOSSLESS, LOSSY
 import zoo
 from benchmarks.drawing import HAND_COUNT, STYLES, draw, grey
 from export import predict
-from export.graph import serialize, to_onnx
+from export.onnx.file import serialize
+from export.onnx.graph import to_onnx
 from export.predict import Predictor
-from zoo import cli, pictures, pretrained, runs
+from zoo import cli, pretrained, runs
 from zoo.errors import DataError, InvalidInput
+from zoo.images import decoding
 from zoo.primitives import softmax
 
 BEST = pretrained.best()
@@ -58,7 +60,7 @@ def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def classes(predictor: Predictor, *files: Path) -> list[str]:
-    outcomes = predictor.predict_files(pictures.expand(map(str, files)))
+    outcomes = predictor.predict_files(decoding.expand(map(str, files)))
     return [outcome.prediction.label if outcome.prediction else str(outcome.error) for outcome in outcomes]
 
 
@@ -143,7 +145,7 @@ def test_softmax_is_applied_once(images: np.ndarray) -> None:
 
 def test_labels_are_the_model_s(three: Path) -> None:
     names = [f"digit {number}" for number in range(10)]
-    model = zoo.model.from_dict(zoo.get("cnn-padded").to_dict() | {"name": "named", "labels": names})
+    model = zoo.spec.form.from_dict(zoo.get("cnn-padded").to_dict() | {"name": "named", "labels": names})
     content = serialize(to_onnx(model, pretrained.weights(zoo.get("cnn-padded"))))
     assert classes(Predictor(content, "named"), three) == ["digit 3"]
 
@@ -193,7 +195,7 @@ def test_sources(finished_run: Path, three: Path, run, tmp_path: Path) -> None:
 
 
 def test_a_run_is_taken_where_no_weights_are_shipped(three: Path, run, tmp_path: Path) -> None:
-    spec = zoo.model.from_dict(zoo.get("cnn-padded").to_dict() | {"name": "mine"})
+    spec = zoo.spec.form.from_dict(zoo.get("cnn-padded").to_dict() | {"name": "mine"})
     (tmp_path / "mine.json").write_text(spec.to_json())
     code, _, err = run("mine.json", three)
     assert code == 4
@@ -279,7 +281,7 @@ def _outside() -> onnx.TensorProto:
 
 def test_models_that_read_no_digits() -> None:
     spec = zoo.get("cnn-padded").to_dict() | {"name": "large", "input_shape": [1, 32, 32]}
-    model = zoo.model.from_dict(spec)
+    model = zoo.spec.form.from_dict(spec)
     content = serialize(to_onnx(model, zoo.init_weights(model)))
     with pytest.raises(
         InvalidInput, match=r"takes images of 1 x 32 x 32 \(here\); pictures become 1 x 28 x 28"
@@ -435,9 +437,9 @@ def test_start_is_light(tmp_path: Path) -> None:
         }
     code = f"from export import predict; predict.load({str(run_folder)!r}); import sys; print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "export.session" in done.stdout
+    assert "export.inference.session" in done.stdout
     assert "export.crosscheck" not in done.stdout
-    assert "export.artifacts" not in done.stdout
+    assert "export.runs.sources" not in done.stdout
 
 
 def test_the_library_as_documented(three: Path) -> None:

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 import zoo
-from export import artifacts, crosscheck
-from export import pretrained as shipping
-from export.graph import serialize, to_onnx
-from zoo import data, pretrained, recipe, training, weights
+from export import crosscheck
+from export.onnx.file import serialize
+from export.onnx.graph import to_onnx
+from export.runs import shipping, sources
+from zoo import data, pretrained, recipe, weights
 from zoo.errors import DataError, InvalidInput
+from zoo.training import measures
 
 EVERY = pytest.mark.parametrize("name", pretrained.names())
 
@@ -60,7 +62,7 @@ def test_the_record_says_what_the_files_hold(name: str) -> None:
     assert record["data"]["test"] == 10_000
     low, high = record["interval"]
     assert low < record["accuracy"]["test"] < high
-    # Up to date: `python -m export.pretrained` writes the same bytes again.
+    # Up to date: `python -m export.runs.shipping` writes the same bytes again.
     assert pretrained.onnx(name) == serialize(to_onnx(model, values))
 
 
@@ -77,12 +79,12 @@ def test_the_recorded_accuracy_is_measured_again(name: str, mnist_folder: Path) 
     dataset = data.read_folder(mnist_folder, "mnist")
     loaded = zoo.load(name)
     outputs = loaded.predict(data.to_float(dataset.test_images))
-    assert training.accuracy(outputs, dataset.test_labels) == loaded.record["accuracy"]["test"]
+    assert measures.accuracy(outputs, dataset.test_labels) == loaded.record["accuracy"]["test"]
 
 
 @EVERY
 def test_pretrained_is_the_default_and_passes_the_cross_check(name: str, images: np.ndarray) -> None:
-    source = artifacts.find(name, None, Path("runs"), 0, print)
+    source = sources.find(name, None, Path("runs"), 0, print)
     assert source.origin == "pretrained"
     report = crosscheck.verify(source.model, source.weights, [], images, files=source.files)
     assert report.passed
@@ -95,7 +97,7 @@ def test_a_variant_has_none() -> None:
     with pytest.raises(DataError, match="no pretrained weights of cnn-padded:out_1=8 are shipped"):
         zoo.load("cnn-padded:out_1=8")
     with pytest.raises(DataError, match="no pretrained weights"):
-        artifacts.find("cnn-padded:out_1=8", "pretrained", Path("runs"), 0, print)
+        sources.find("cnn-padded:out_1=8", "pretrained", Path("runs"), 0, print)
     with pytest.raises(InvalidInput, match="did you mean 'cnn-padded'"):
         pretrained.record("cnn-paded")
 
@@ -125,7 +127,7 @@ def test_exporting_again_changes_nothing(copy: Path) -> None:
 
 
 def test_only_documented_runs_are_shipped(tmp_path: Path) -> None:
-    from export.build import Options, build
+    from export.runs.build import Options, build
 
     options = Options(data="digits", out=tmp_path, pretrained=True)
     (outcome,) = build([zoo.get("lenet-dropout")], ["reference"], options, print)
@@ -138,13 +140,13 @@ def test_only_documented_runs_are_shipped(tmp_path: Path) -> None:
 def test_the_interval_is_wilsons(accuracy: float, images: int) -> None:
     """Its ends are the accuracies p from which the measured one is z standard errors away."""
     z = NormalDist().inv_cdf(0.975)
-    for p in training.interval(accuracy, images):
+    for p in measures.interval(accuracy, images):
         assert math.isclose((accuracy - p) ** 2, z**2 * p * (1 - p) / images, abs_tol=1e-12)
 
 
 def test_build_pretrained_without_any_framework(tmp_path: Path) -> None:
-    from export.build import Options, build
-    from export.tables import build_table
+    from export.runs.build import Options, build
+    from export.runs.table import build_table
 
     options = Options(data="digits", out=tmp_path, pretrained=True)
     (outcome,) = build([zoo.get("lenet-dropout")], ["reference"], options, print)
@@ -161,8 +163,8 @@ def test_build_pretrained_without_any_framework(tmp_path: Path) -> None:
 
 
 def test_the_verdict_of_a_build_names_its_data_and_whom_it_warns_of() -> None:
-    from export.build import Outcome
-    from export.tables import build_table
+    from export.runs.build import Outcome
+    from export.runs.table import build_table
 
     def outcome(model: str, *warnings: str, trained_on: str = "mnist") -> Outcome:
         onnx = {"accuracy": 1.0, "max_abs_diff": 0.0, "limit": 1.0, "flips": 0, "bytes": 1}
@@ -197,7 +199,7 @@ def test_the_verdict_of_a_build_names_its_data_and_whom_it_warns_of() -> None:
 
 
 def test_build_pretrained_on_a_backend(tmp_path: Path, framework: str) -> None:
-    from export.build import Options, build
+    from export.runs.build import Options, build
 
     options = Options(data="digits", out=tmp_path, pretrained=True)
     (outcome,) = build([zoo.get("lenet-dropout")], [framework], options, print)
@@ -210,7 +212,7 @@ def test_build_pretrained_on_a_backend(tmp_path: Path, framework: str) -> None:
 
 @pytest.mark.parametrize("option", [{"epochs": 1}, {"limit": 10}, {"seed": 1}])
 def test_pretrained_does_not_train(option: dict[str, int]) -> None:
-    from export.build import Options
+    from export.runs.build import Options
 
     with pytest.raises(InvalidInput, match="--pretrained does not train"):
         Options(pretrained=True, **option)  # type: ignore[arg-type]

@@ -15,7 +15,8 @@ import scipy.signal
 
 import backends
 import zoo
-from zoo import primitives, training
+from backends.testing.layer_table import model_of
+from zoo import primitives
 from zoo.errors import InvalidInput
 from zoo.layers import AvgPool2d, Conv2d, Dense, Flatten, Layer, MaxPool2d, ReLU, Shape, Softmax
 from zoo.network import Backend
@@ -38,7 +39,7 @@ from zoo.primitives import (
     sigmoid,
     softmax,
 )
-from zoo.testing.layer_table import model_of
+from zoo.training import measures
 
 LENGTHS = [(8, 5), (8, 4), (7, 2), (5, 5), (6, 6), (9, 1)]  # of input and kernel
 SIZES = [((6, 7), (3, 3)), ((6, 7), (2, 4)), ((5, 5), (5, 4)), ((6, 5), (1, 2)), ((4, 4), (1, 1))]
@@ -273,7 +274,7 @@ def test_softmax_and_loss_of_every_backend(backend: Backend) -> None:
 def test_the_loss_of_the_recipe() -> None:
     outputs, labels = 30 * numbers(20, 7), np.arange(20) % 7
     expected = categorical_cross_entropy(outputs, np.eye(7)[labels], from_logits=True)
-    close(training.cross_entropy(outputs, labels), expected)
+    close(measures.cross_entropy(outputs, labels), expected)
     close(categorical_cross_entropy(softmax(outputs), np.eye(7)[labels]), expected)
 
 

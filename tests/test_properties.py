@@ -23,15 +23,17 @@ import planted
 import pytest
 from conftest import FRAMEWORKS
 
-from backends import client
-from backends.client import Workers
-from export import crosscheck, reproduction, specs
-from export.graph import serialize, to_onnx
-from export.specs import Case, Seeded, random_case, random_model
+from backends.process import client
+from backends.process.client import Workers
+from export import crosscheck
+from export.onnx.file import serialize
+from export.onnx.graph import to_onnx
+from export.selftest import random_models, reproduction
+from export.selftest.random_models import Case, Seeded, random_case, random_model
 from zoo.layers import LAYERS, AvgPool2d, Conv2d, Dense, Layer, MaxPool2d, Softmax
 from zoo.model import Model
 from zoo.recipe import OPTIMIZERS
-from zoo.specfile import parse_spec
+from zoo.spec.file import parse_spec
 from zoo.weights import check, init_weights
 
 DEFAULT_SPECS = 40
@@ -83,7 +85,7 @@ def test_every_setting_occurs() -> None:
     assert any(sum(isinstance(layer, Dense) for layer in model.layers) > 2 for model in MODELS)
     assert any(layer.name for model in MODELS for layer in model.layers)
     assert all(not isinstance(layer, Softmax) for model in MODELS for layer in model.layers[:-1])
-    assert max(len(model.layers) for model in MODELS) >= specs.MOST_LAYERS + 2
+    assert max(len(model.layers) for model in MODELS) >= random_models.MOST_LAYERS + 2
     fan_in = [
         weight.fan_in
         for model in MODELS
@@ -287,7 +289,7 @@ def test_random_specs(hypothesis: Any, folder: Path, capsys: pytest.CaptureFixtu
 def faulty() -> Iterator[Workers]:
     """A torch process in which faults can be planted."""
     with pytest.MonkeyPatch.context() as patch, Workers() as workers:
-        patch.setattr(client, "_BOOT", planted.boot())
+        patch.setattr(client, "PRELUDE", planted.boot())
         yield workers
 
 
@@ -330,13 +332,13 @@ def test_a_planted_fault_shrinks(fault: str, hypothesis: Any, faulty: Workers, t
 def test_a_script_shows_the_fault_where_it_is(tmp_path: Path) -> None:
     """Run alone it exits with 1 where the lowering is wrong, in float64 and in float32, else with 0."""
     layers = (Conv2d(1, 2, padding=(0, 1, 0, 0), name="edges"),)
-    model = Model("random", (1, 3, 2), layers, specs.RECIPES[0], labels=())
+    model = Model("random", (1, 3, 2), layers, random_models.RECIPES[0], labels=())
     path = tmp_path / "script.py"
     path.write_text(reproduction.script(Case(model, init_weights(model)), ["a sentence"], ["torch"]))
     through = (
         f"import sys; sys.path.append({str(Path(__file__).parent)!r})\n"
-        "import planted; from backends import client\n"
-        "client._BOOT = planted.boot('padding on the opposite sides', 'torch')"
+        "import planted; from backends.process import client\n"
+        "client.PRELUDE = planted.boot('padding on the opposite sides', 'torch')"
     )
     code, out = ran(path, through=through)
     assert code == 1, out

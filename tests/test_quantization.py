@@ -18,10 +18,15 @@ from onnx import TensorProto, numpy_helper
 
 import zoo
 from benchmarks.drawing import draw, grey
-from export import accuracy_drop, artifacts, doctor, predict, quantization, seal
-from export.accuracy_drop import Drop
-from export.graph import describe, serialize, to_onnx
-from export.session import Session
+from export import predict
+from export.inference import doctor, seal
+from export.inference.session import Session
+from export.onnx import contents
+from export.onnx.file import describe, serialize
+from export.onnx.graph import to_onnx
+from export.reduced import accuracy_drop, quantization
+from export.reduced.accuracy_drop import Drop
+from export.runs import sources
 from zoo import cli, data, pretrained
 from zoo.errors import CheckFailed, InvalidInput
 from zoo.layers import (
@@ -229,7 +234,7 @@ def test_equal_inputs_give_equal_bytes(precision: str, scans: data.Dataset, fold
     assert made(LOGITS, precision, scans) == expected
     code = f"""
 import hashlib, zoo
-from export import quantization
+from export.reduced import quantization
 from zoo import data
 model, weights = zoo.load({LOGITS!r})
 images = quantization.calibration(data.load({str(folder)!r}), {FEW})
@@ -541,9 +546,9 @@ def test_an_unknown_precision() -> None:
 def test_weights_of_a_reduced_file_can_be_named_elsewhere(scans: data.Dataset, tmp_path: Path) -> None:
     """The file says which model it is; the weights are then the package's."""
     (tmp_path / "m.onnx").write_bytes(made(LOGITS, "int8", scans))
-    source = artifacts.find(str(tmp_path / "m.onnx"), "pretrained", tmp_path, 0, print)
+    source = sources.find(str(tmp_path / "m.onnx"), "pretrained", tmp_path, 0, print)
     np.testing.assert_array_equal(source.weights["conv1.weight"], zoo.load(LOGITS).weights["conv1.weight"])
-    assert artifacts.read_model(tmp_path / "m.onnx") == zoo.get(LOGITS)
+    assert contents.read_model(tmp_path / "m.onnx") == zoo.get(LOGITS)
 
 
 def test_an_altered_reduced_file_is_refused(scans: data.Dataset, tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 import zoo
-from export import card, gallery, report
-from export.build import Options, build
-from export.card import model_card
 from export.plots import mistakes, probabilities
-from zoo import cli, data, runs, training
+from export.runs import card, gallery, page
+from export.runs.build import Options, build
+from export.runs.card import model_card
+from zoo import cli, data, runs
 from zoo.errors import DataError
-from zoo.training import Trained
+from zoo.training import measures
+from zoo.training.loop import Trained
 
 
 @pytest.fixture(scope="module")
@@ -65,15 +66,15 @@ class Page(HTMLParser):
 
 
 def test_the_page_is_whole_and_stands_alone(folder: Path) -> None:
-    entries, failures = report.collect(folder)
-    page = Page(report.render(entries, failures, folder))
-    assert page.stack == []
-    assert not {"script", "link", "iframe"} & set(page.tags)
-    pictures = [link for link in page.links if link.startswith("data:image/png;base64,")]
+    entries, failures = page.collect(folder)
+    shown = Page(page.render(entries, failures, folder))
+    assert shown.stack == []
+    assert not {"script", "link", "iframe"} & set(shown.tags)
+    pictures = [link for link in shown.links if link.startswith("data:image/png;base64,")]
     assert len(pictures) == 2 * 3  # no curves: nothing was trained
     for picture in pictures:
         assert base64.b64decode(picture.partition(",")[2]).startswith(b"\x89PNG")
-    others = set(page.links) - set(pictures)
+    others = set(shown.links) - set(pictures)
     assert {link for link in others if ":" in link} == set()  # nothing is fetched
     for link in others:
         if not link.startswith("#"):
@@ -81,32 +82,32 @@ def test_the_page_is_whole_and_stands_alone(folder: Path) -> None:
 
 
 def test_the_page_says_what_the_reports_say(folder: Path) -> None:
-    entries, failures = report.collect(folder)
+    entries, failures = page.collect(folder)
     assert [entry.model.name for entry in entries] == ["cnn-padded", "lenet-dropout"]  # documented order
-    page = Page(report.render(entries, failures, folder))
-    assert "2 of 2 runs passed every check." in page.text
+    shown = Page(page.render(entries, failures, folder))
+    assert "2 of 2 runs passed every check." in shown.text
     for entry in entries:
         published = json.loads((entry.path / "report.json").read_text())
-        assert f"{published['onnx']['accuracy']:.2%}" in page.text
-        assert f"{published['onnx']['max_abs_diff']:.1e}" in page.text
-        assert published["onnx"]["sha256"] in page.text
+        assert f"{published['onnx']['accuracy']:.2%}" in shown.text
+        assert f"{published['onnx']['max_abs_diff']:.1e}" in shown.text
+        assert published["onnx"]["sha256"] in shown.text
         for node in entry.model.walk():
-            assert node.path in page.text
-        low, high = training.interval(published["onnx"]["accuracy"], 297)
-        assert f"{low:.2%} to {high:.2%}" in page.text
-    assert "trained on mnist, tested on digits" in page.text
+            assert node.path in shown.text
+        low, high = measures.interval(published["onnx"]["accuracy"], 297)
+        assert f"{low:.2%} to {high:.2%}" in shown.text
+    assert "trained on mnist, tested on digits" in shown.text
 
 
 def test_a_failed_check_is_seen(folder: Path) -> None:
-    entries, _ = report.collect(folder)
+    entries, _ = page.collect(folder)
     entries[0].report["onnx"]["passed"] = False
-    page = Page(report.render(entries, [DataError("it is damaged", "there")], folder))
-    assert "1 of 3 runs passed every check." in page.text
-    assert "it is damaged (there)" in page.text
+    shown = Page(page.render(entries, [DataError("it is damaged", "there")], folder))
+    assert "1 of 3 runs passed every check." in shown.text
+    assert "it is damaged (there)" in shown.text
 
 
 def test_text_from_a_spec_is_escaped(folder: Path) -> None:
-    entries, _ = report.collect(folder)
+    entries, _ = page.collect(folder)
     spec = entries[0].model.to_dict() | {
         "name": "mine",
         "arguments": {},
@@ -114,14 +115,14 @@ def test_text_from_a_spec_is_escaped(folder: Path) -> None:
     }
     spec["notes"] = ["<img src=x onerror=alert(1)>"]
     spec["labels"] = ["<b>", *"123456789"]
-    from zoo.model import from_dict
+    from zoo.spec.form import from_dict
 
-    hostile = report.Entry(entries[0].path, from_dict(spec), entries[0].report, entries[0].pictures, {})
+    hostile = page.Entry(entries[0].path, from_dict(spec), entries[0].report, entries[0].pictures, {})
     hostile.report["warnings"] = ["<script>"]
-    page = Page(report.render([hostile], [], folder))
-    assert not {"script", "b"} & set(page.tags)
-    assert "x" not in page.links
-    assert "<script>alert(1)</script>" in page.text
+    shown = Page(page.render([hostile], [], folder))
+    assert not {"script", "b"} & set(shown.tags)
+    assert "x" not in shown.links
+    assert "<script>alert(1)</script>" in shown.text
 
 
 def test_the_command(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -232,4 +233,4 @@ def test_another_programs_manifest_is_no_run(folder: Path, tmp_path: Path) -> No
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "manifest.json").write_text('{"name": "a web app"}')
     with pytest.raises(DataError, match="no finished run here"):
-        report.collect(tmp_path)
+        page.collect(tmp_path)

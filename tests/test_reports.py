@@ -17,9 +17,12 @@ from onnx import ModelProto
 
 import export
 import zoo
-from export import crosscheck, doctor, reports
-from export.crosscheck import Verdict, verification
-from export.graph import serialize, to_layers_onnx, to_onnx
+from export import crosscheck
+from export.crosscheck import Verdict, reports, verification
+from export.crosscheck.reports.words import plain
+from export.inference import doctor
+from export.onnx.file import serialize
+from export.onnx.graph import to_layers_onnx, to_onnx
 from zoo import cli
 from zoo.errors import InvalidInput
 
@@ -174,7 +177,7 @@ def test_markdown_says_the_same(name: str, hostile: bool, found) -> None:
     cells = [[re.sub(r"\\(.)", r"\1", c) for c in re.split(r"(?<!\\) \| ", row[2:-2])] for row in table]
     assert {len(row) for row in cells} == {8}
     assert {row[0]: row[1] for row in cells} == {
-        reports.plain(witness): fate for witness, fate in _fates(report).items()
+        plain(witness): fate for witness, fate in _fates(report).items()
     }
     word = "PASSED" if report["passed"] else "FAILED"
     assert page.startswith(f"# Verification: {word} 1 of 1\n")
@@ -188,7 +191,7 @@ def test_junit_says_the_same(name: str, hostile: bool, found) -> None:
     report = _hostile(found[name]) if hostile else found[name]
     root = ElementTree.fromstring(reports.junit([report]).encode())
     (suite,) = root
-    assert suite.get("name") == reports.plain(report["model"])
+    assert suite.get("name") == plain(report["model"])
     fates: dict[str, str] = {}
     tags = {"failure": "FAIL", "error": "crashed", "skipped": "skipped"}
     seconds = 0.0
@@ -198,7 +201,7 @@ def test_junit_says_the_same(name: str, hostile: bool, found) -> None:
         assert fate == "ok" or case[0].get("message")
         before = fates.setdefault(case.get("classname", ""), fate)
         fates[case.get("classname", "")] = fate if before == "ok" else before
-    assert fates == {reports.plain(f"{report['model']}.{w}"): fate for w, fate in _fates(report).items()}
+    assert fates == {plain(f"{report['model']}.{w}"): fate for w, fate in _fates(report).items()}
     for element in (root, suite):
         counted = {tag: len(list(suite.iter(tag))) for tag in tags}
         assert element.get("tests") == str(len(list(suite.iter("testcase"))))

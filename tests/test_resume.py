@@ -20,16 +20,17 @@ import numpy as np
 import pytest
 
 import zoo
-from backends.client import RemoteNetwork
-from export import build
-from export.build import Options
-from zoo import checkpoints, data, training
-from zoo.checkpoints import Checkpoint
+from backends.process.client import RemoteNetwork
+from export.runs import build
+from export.runs.build import Options
+from zoo import data
 from zoo.errors import DataError, Diverged, Interrupted, InvalidInput, MachineError
 from zoo.network import Backend
 from zoo.recipe import SGD
 from zoo.runs import CHECKPOINT, Run
-from zoo.training import Keeper, Trained
+from zoo.training import checkpoints, loop
+from zoo.training.checkpoints import Checkpoint
+from zoo.training.loop import Keeper, Trained
 
 TINY = "cnn-padded:out_1=4,out_2=4"
 SAME = ("model.onnx", "native.onnx", "weights.safetensors", "history.csv", "epochs.csv", "spec.json")
@@ -68,13 +69,13 @@ def test_what_is_left_out_of_a_checkpoint_is_missed(backend: Backend, digits: da
     split = data.split(digits, 60, seed=1, limit=450).as_float()
     keeper, kept = every(2)
     network = backend.build(model, zoo.init_weights(model))
-    whole = training.train(network, model.recipe, split, seed=3, epochs=1, keeper=keeper)
+    whole = loop.train(network, model.recipe, split, seed=3, epochs=1, keeper=keeper)
     for prefix in ("optimizer:", "random:", "best:"):
         start = kept[0] if prefix != "best:" else kept[-1]
         assert any(name.startswith(prefix) for name in start.tensors)
         poorer = {name: array for name, array in start.tensors.items() if not name.startswith(prefix)}
         network = backend.build(model, zoo.init_weights(model))
-        found = training.train(
+        found = loop.train(
             network, model.recipe, split, seed=3, epochs=1, start=dataclasses.replace(start, tensors=poorer)
         )
         with pytest.raises(AssertionError):

@@ -12,7 +12,8 @@ import zoo
 from export.crosscheck import GraphWitness, Verdict, examine, judge
 from export.crosscheck.inputs import batch_sizes
 from export.crosscheck.search import MOVES, search
-from export.graph import serialize, to_onnx
+from export.onnx.file import serialize
+from export.onnx.graph import to_onnx
 from zoo import runs, weights
 from zoo.layers import Conv2d, Dense, Flatten, ReLU, Softmax
 from zoo.model import Model

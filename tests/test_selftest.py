@@ -11,13 +11,15 @@ import onnx
 import pytest
 
 import zoo
-from backends.client import Worker
 from backends.planting import FAULTS as PLANTED
 from backends.planting import FRAMEWORKS, planted_in
-from backends.reference import ReferenceNetwork
+from backends.process.client import Worker
+from backends.reference.network import ReferenceNetwork
 from export.crosscheck import Verdict, compare, examination, local
 from export.crosscheck.inputs import noise
-from export.graph import serialize, to_onnx
+from export.inference.session import Session
+from export.onnx.file import serialize
+from export.onnx.graph import to_onnx
 from export.selftest import (
     COMPARATORS,
     Score,
@@ -32,8 +34,7 @@ from export.selftest import (
 from export.selftest.comparators import Pair
 from export.selftest.exemplar import EXEMPLAR, exemplar
 from export.selftest.honest import Tally
-from export.session import Session
-from export.specs import lively
+from export.selftest.random_models import lively
 from zoo.cli import main
 from zoo.errors import CheckFailed, DataError
 from zoo.layers import (

@@ -12,12 +12,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 import zoo
-from backends import reference
-from zoo import cli, diagram
+from backends.reference import network
+from backends.testing.layer_table import RECIPE, rows
+from zoo import cli
 from zoo.errors import InvalidInput
 from zoo.layers import Conv2d, Dense, Flatten, MaxPool2d, ReLU
-from zoo.model import Model, receptive_fields
-from zoo.testing.layer_table import RECIPE, rows
+from zoo.model import Model
+from zoo.spec import diagram
+from zoo.spec.receptive_fields import receptive_fields
 
 
 def show(*arguments: object) -> Result:
@@ -62,7 +64,7 @@ def _measured(model: Model) -> dict[str, tuple[int, int]]:
     for column in range(width):
         images[1 + height + column, :, :, column] += 0.25
     result = {}
-    for path, x in reference.backend().build(model, weights).activations(images).items():
+    for path, x in network.backend().build(model, weights).activations(images).items():
         rounding = 1e-12 * np.abs(x).max()  # equal rows of a matrix product may differ by that
         changed = (np.abs(x[1:] - x[0]) > rounding).reshape(height + width, -1)
         result[path] = (_span(changed[:height]), _span(changed[height:]))

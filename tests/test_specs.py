@@ -12,14 +12,16 @@ import pytest
 from click.testing import CliRunner
 
 import zoo
-from backends.reference import ReferenceNetwork
-from export.specs import Seeded, random_model
-from zoo import cli, schema, specfile
+from backends.reference.network import ReferenceNetwork
+from backends.testing.layer_table import rows
+from export.selftest.random_models import Seeded, random_model
+from zoo import cli
 from zoo.errors import InvalidInput, InvalidSpec, ZooError
 from zoo.layers import LAYERS, AvgPool2d, Conv2d, MaxPool2d
-from zoo.model import Model, from_dict
+from zoo.model import Model
 from zoo.randomness import uniform
-from zoo.testing.layer_table import rows
+from zoo.spec import file, schema
+from zoo.spec.form import from_dict
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT / "docs" / "spec.schema.json"
@@ -111,7 +113,7 @@ learning_rate = 0.1
 
 
 def parse(text: str, language: str = "toml") -> Model:
-    return specfile.parse_spec(text.encode(), f"net.{language}", language)
+    return file.parse_spec(text.encode(), f"net.{language}", language)
 
 
 def as_json(text: str) -> str:
@@ -122,10 +124,10 @@ def as_json(text: str) -> str:
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("language", specfile.LANGUAGES)
+@pytest.mark.parametrize("language", file.LANGUAGES)
 def test_a_model_survives_its_file(model: Model, language: str, tmp_path: Path) -> None:
     path = tmp_path / f"spec.{language}"
-    path.write_text(specfile.write(model, language), encoding="utf-8")
+    path.write_text(file.write(model, language), encoding="utf-8")
     again = zoo.load_spec(path)
     assert again == model
     assert again.to_json() == model.to_json()
@@ -142,7 +144,7 @@ def test_blocks_are_written_out() -> None:
     ]
     assert [layer.filters for layer in model.layers if isinstance(layer, Conv2d)] == [8, 16, 16]
     assert "blocks" not in model.to_dict()
-    assert parse(specfile.write(model, "toml")) == model
+    assert parse(file.write(model, "toml")) == model
 
 
 @pytest.mark.parametrize("size", [(28, 28), (27, 5), (8, 7), (3, 4)])
@@ -257,7 +259,7 @@ def test_branches_of_a_file() -> None:
     }
     shapes = {node.path: node.output_shape for node in model.walk()}
     assert (shapes["residual1"], shapes["concat1"], shapes["attention"]) == ((4, 8, 8), (6, 8, 8), (6, 8, 8))
-    assert parse(specfile.write(model, "toml")) == model
+    assert parse(file.write(model, "toml")) == model
 
 
 IN_BRANCHES: list[tuple[str, str, str, str, int]] = [  # name, text, replaced by, message, line

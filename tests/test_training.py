@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 import zoo
-from backends.client import Worker
-from zoo import data, training
+from backends.process.client import Worker
+from backends.testing.conformance import OPTIMIZERS
+from backends.testing.layer_table import ROWS, Row, model_of
+from zoo import data
 from zoo.errors import Diverged, InvalidInput, NotSupported
 from zoo.layers import (
     AvgPool2d,
@@ -30,8 +32,7 @@ from zoo.model import Model, iter_weights
 from zoo.network import Backend
 from zoo.randomness import raw_bits
 from zoo.recipe import SGD, Adam, Optimizer, Recipe
-from zoo.testing.backend import OPTIMIZERS
-from zoo.testing.layer_table import ROWS, Row, model_of
+from zoo.training import loop, measures, order
 
 
 def small_split(digits: data.Dataset, count: int = 200) -> data.Split:
@@ -48,14 +49,14 @@ def dense_model(optimizer: Optimizer, **recipe: object) -> Model:
 
 def test_batch_order() -> None:
     recipe = Recipe(SGD(0.1), batch_size=8, epochs=1)
-    first, second = (training.batch_order(recipe, 0, epoch, 30) for epoch in (1, 2))
+    first, second = (order.batch_order(recipe, 0, epoch, 30) for epoch in (1, 2))
     assert sorted(first) == list(range(30))
     assert not np.array_equal(first, second)
-    np.testing.assert_array_equal(first, training.batch_order(recipe, 0, 1, 30))
-    assert not np.array_equal(first, training.batch_order(recipe, 1, 1, 30))
-    dropped = training.batch_order(dataclasses.replace(recipe, drop_last=True), 0, 1, 30)
+    np.testing.assert_array_equal(first, order.batch_order(recipe, 0, 1, 30))
+    assert not np.array_equal(first, order.batch_order(recipe, 1, 1, 30))
+    dropped = order.batch_order(dataclasses.replace(recipe, drop_last=True), 0, 1, 30)
     np.testing.assert_array_equal(dropped, first[:24])
-    plain = training.batch_order(dataclasses.replace(recipe, shuffle=False), 0, 2, 30)
+    plain = order.batch_order(dataclasses.replace(recipe, shuffle=False), 0, 2, 30)
     np.testing.assert_array_equal(plain, np.arange(30))
 
 
@@ -63,8 +64,8 @@ def test_cross_entropy_and_accuracy() -> None:
     outputs = np.array([[1.0, 2.0, 3.0], [1000.0, 0.0, 0.0]])
     labels = np.array([2, 1])
     expected = np.mean([np.log(np.exp([1, 2, 3]).sum()) - 3, 1000.0])
-    np.testing.assert_allclose(training.cross_entropy(outputs, labels), expected, rtol=1e-15)
-    assert training.accuracy(outputs, labels) == 0.5
+    np.testing.assert_allclose(measures.cross_entropy(outputs, labels), expected, rtol=1e-15)
+    assert measures.accuracy(outputs, labels) == 0.5
 
 
 def test_softmax_is_applied_twice_where_the_model_ends_in_it(backend: Backend, digits: data.Dataset) -> None:
@@ -78,7 +79,7 @@ def test_softmax_is_applied_twice_where_the_model_ends_in_it(backend: Backend, d
         split.train_images, split.train_labels, order, recipe, lambda _, loss, __: losses.append(loss)
     )
     probabilities = network.predict(split.train_images[:20])
-    expected = training.cross_entropy(probabilities, split.train_labels[:20])
+    expected = measures.cross_entropy(probabilities, split.train_labels[:20])
     np.testing.assert_allclose(losses, [expected], rtol=1e-6)
     single = -np.log(probabilities[np.arange(20), split.train_labels[:20]]).mean()
     assert abs(single - expected) > 1e-3
@@ -91,7 +92,7 @@ def test_train_reports_what_happened(backend: Backend, digits: data.Dataset) -> 
     split = small_split(digits)
     network = backend.build(model, zoo.init_weights(model))
     seen: list[tuple[int, int]] = []
-    trained = training.train(
+    trained = loop.train(
         network, recipe, split, seed=0, epochs=3, progress=lambda done, total, _: seen.append((done, total))
     )
     assert seen == [(i, 21) for i in range(1, 22)]
@@ -99,22 +100,22 @@ def test_train_reports_what_happened(backend: Backend, digits: data.Dataset) -> 
     assert all(0 <= row[3] <= 1 for row in trained.history)
     assert [row[0] for row in trained.epochs] == [1, 2, 3]
     assert trained.epochs[-1][1] < trained.epochs[0][1]
-    assert trained.accuracy["train"] == training.accuracy(
+    assert trained.accuracy["train"] == measures.accuracy(
         network.predict(split.train_images), split.train_labels
     )
     best = max(trained.epochs, key=lambda row: row[3])
     assert trained.best_epoch == best[0]
     assert trained.best is not None
     again = backend.build(model, trained.best)
-    assert training.accuracy(again.predict(split.validation_images), split.validation_labels) == best[3]
-    assert training.to_csv(training.EPOCHS, trained.epochs).splitlines()[0].startswith("epoch,train_loss")
+    assert measures.accuracy(again.predict(split.validation_images), split.validation_labels) == best[3]
+    assert loop.to_csv(loop.EPOCHS, trained.epochs).splitlines()[0].startswith("epoch,train_loss")
 
 
 def test_no_epochs_keep_the_initial_weights(backend: Backend, digits: data.Dataset) -> None:
     model = dense_model(SGD(0.1))
     weights = zoo.init_weights(model)
     network = backend.build(model, weights)
-    trained = training.train(network, model.recipe, small_split(digits), seed=0, epochs=0)
+    trained = loop.train(network, model.recipe, small_split(digits), seed=0, epochs=0)
     assert trained.history == trained.epochs == []
     assert trained.accuracy["test"] is not None
     for name, array in trained.weights.items():
@@ -127,7 +128,7 @@ def test_a_loss_that_is_not_finite_stops_training(backend: Backend, digits: data
     with pytest.raises(
         Diverged, match=r"the loss is (nan|inf) \(last finite one 2\.\d+\).*epoch 1, step \d.*1e\+38"
     ):
-        training.train(network, model.recipe, small_split(digits), seed=0, epochs=1)
+        loop.train(network, model.recipe, small_split(digits), seed=0, epochs=1)
 
 
 FASTER = {
@@ -153,17 +154,17 @@ def test_torch_trains_to_the_bits_of_the_plain_order(
     """A ReLU behind its pool, or in place, changes nothing: neither a loss nor a weight."""
     if backend.name != "torch":
         pytest.skip("only torch computes in another order")
-    from backends import pytorch
+    from backends.pytorch import lowering
 
     model = Model("faster", (1, 28, 28), layers, Recipe(SGD(0.05), batch_size=32, epochs=1))
     split = small_split(digits)
     images = split.train_images - np.float32(0.5)  # so that a ReLU of the image changes it
     split = dataclasses.replace(split, train_images=images)
     found = []
-    for change in (pytorch.for_training, lambda module: module):
-        monkeypatch.setattr(pytorch, "for_training", change)
+    for change in (lowering.for_training, lambda module: module):
+        monkeypatch.setattr(lowering, "for_training", change)
         network = backend.build(model, zoo.init_weights(model))
-        found.append(training.train(network, model.recipe, split, seed=0, epochs=1))
+        found.append(loop.train(network, model.recipe, split, seed=0, epochs=1))
     np.testing.assert_array_equal(split.train_images, images)
     assert found[0].history == found[1].history
     for name, array in found[0].weights.items():
@@ -189,7 +190,7 @@ def test_keras_trains_the_network_that_predicts(backend: Backend, digits: data.D
             assert (network._training is not network.network) == shorter
             if plain:
                 network._training = network.network
-            found.append(training.train(network, model.recipe, split, seed=0, epochs=1))
+            found.append(loop.train(network, model.recipe, split, seed=0, epochs=1))
         losses = [[row[2] for row in each.history] for each in found]
         np.testing.assert_allclose(losses[0], losses[1], rtol=1e-12)
         for name, array in found[0].weights.items():
@@ -199,15 +200,15 @@ def test_keras_trains_the_network_that_predicts(backend: Backend, digits: data.D
             turned = dataclasses.replace(split, train_images=split.train_images.transpose(0, 1, 3, 2).copy())
             assert height == width  # so that only the order of rows and columns can tell
             network = backend.build(model, zoo.init_weights(model), dtype="float64")
-            other = training.train(network, model.recipe, turned, seed=0, epochs=1)
+            other = loop.train(network, model.recipe, turned, seed=0, epochs=1)
             assert not np.allclose(losses[0], [row[2] for row in other.history], rtol=1e-6)
 
 
 def test_the_reference_does_not_train() -> None:
-    from backends import reference
+    from backends.reference import network
 
     model = dense_model(SGD(0.1))
-    network = reference.backend().build(model, zoo.init_weights(model))
+    network = network.backend().build(model, zoo.init_weights(model))
     with pytest.raises(NotSupported, match="does not train"):
         network.train_epoch(np.empty(0), np.empty(0), np.empty(0), model.recipe, lambda *_: None)
     with pytest.raises(NotSupported, match="no ONNX exporter"):
@@ -229,7 +230,7 @@ SMALL = (
 
 def _train_in_both(
     model: Model, workers: dict[str, Worker], digits: data.Dataset, epochs: int
-) -> tuple[training.Trained, training.Trained]:
+) -> tuple[loop.Trained, loop.Trained]:
     split = data.split(digits, 0, seed=0)
     trained = []
     for worker in workers.values():

@@ -17,8 +17,8 @@ import os
 from typing import TYPE_CHECKING
 
 from zoo.model import Model
-from zoo.registry import get, names
-from zoo.specfile import load_spec
+from zoo.models.registry import get, names
+from zoo.spec.file import load_spec
 
 if TYPE_CHECKING:
     import numpy as np

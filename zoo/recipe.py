@@ -125,7 +125,7 @@ SCHEDULES: dict[str, type[Schedule]] = {s.__name__: s for s in (WarmupCosine,)}
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Abstract base of the augmentations; zoo.augmentation applies them."""
+    """Abstract base of the augmentations; zoo.training.augmentation applies them."""
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
-import keras
 import numpy as np
 
-from backends.keras3 import quietly
+from backends.keras3.quiet import keras, quietly
 from zoo.errors import DataError, InvalidInput, NotSupported, nearest
 from zoo.machine import version
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from functools import singledispatch
 from math import prod
 
-from export.code import source
-from export.code.source import Call, assignment, pair, quoted, shown
+from backends.programs import source
+from backends.programs.source import Call, assignment, pair, quoted, shown
 from zoo.errors import UnsupportedLayer
 from zoo.layers import (
     ELU,
@@ -48,10 +48,10 @@ from zoo.machine import ONE_BATCH
 from zoo.model import Model
 
 EVERY = ".every"  # ends the name of a convolution that is thinned out afterwards
-CHUNK = 500  # images at a time where there are more than ONE_BATCH, as in backends/keras3.py
+CHUNK = 500  # images at a time where there are more than ONE_BATCH, as in backends/keras3/network.py
 
 
-# As in backends/keras3.py: TensorFlow's remapper breaks graphs of such networks, and rounds otherwise.
+# As in backends/keras3/network.py: TensorFlow's remapper breaks such graphs, and rounds otherwise.
 SOUND_GRAPHS = """
 
 if keras.backend.backend() == "tensorflow":
@@ -430,7 +430,7 @@ def predict(model, images):
 
 
 def program(model: Model) -> str:
-    """The Keras program of a model; see export.code.program."""
+    """The Keras program of a model; see backends.programs.program."""
     calls = [call for node in model.walk() for call in emit(node.layer, node.input_shape, node.path)]
     called = {call.function for call in calls}
     blocks = [text for name, text in HELPERS.items() if name in called]

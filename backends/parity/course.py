@@ -8,7 +8,7 @@ of torch. So float32 is measured, not judged, beside a noise floor: one backend 
 memory layout, and from initial weights moved to a neighbouring float32. One such pair shows little. Whether
 a ReLU or a maximum within a few roundings of a tie falls to the same side in two trainings is chance, so the
 floor is the pair that parts most. Whether the parting matters is a question of final accuracy, over seeds
-(export.equivalence). Dropout takes equal masks from zoo.randomness on both sides.
+(backends.parity.equivalence). Dropout takes equal masks from zoo.randomness on both sides.
 
 All sides go through a step at the same time, each in its worker; only the last step's weights are held.
 """
@@ -26,16 +26,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import backends
-from backends.client import RemoteNetwork, Step, Worker
-from export import equivalence
-from export.equivalence import Equivalence
+from backends.parity import equivalence
+from backends.parity.equivalence import Equivalence
+from backends.process.client import RemoteNetwork, Step, Worker
 from zoo import data, machine, precision, weights
 from zoo.errors import CheckFailed, Diverged, InvalidInput, NotSupported
 from zoo.layers import Dropout
 from zoo.model import Model
 from zoo.precision import FLOAT32
 from zoo.randomness import uniform
-from zoo.training import Progress
+from zoo.training.loop import Progress
 
 Bar = Callable[[str], AbstractContextManager[Progress]]
 
@@ -379,7 +379,7 @@ class Options:
     """What to compare.
 
     steps: of training, at the recipe's batch size (None: STEPS). precision: "float32" compares two backends,
-    another one a backend with its own float64 and, for accuracy, float32 (export.mixed_precision).
+    another one a backend with its own float64 and, for accuracy, float32 (backends.parity.mixed_precision).
     data, data_dir: see zoo.data.load. limit: train on the first so many images. accuracy: also train in
     full, epochs (None: the recipe's) for each of so many seeds (None: as many as have a power of 0.9 at
     EXPECTED_DEVIATION) from `seed` on.

@@ -29,9 +29,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import backends
-from backends.client import Worker
-from export import parity
-from export.parity import Accuracy, Bar, Options, Side
+from backends.parity import course
+from backends.parity.course import Accuracy, Bar, Options, Side
+from backends.process.client import Worker
 from zoo import data, precision, weights
 from zoo.errors import CheckFailed, InvalidInput
 from zoo.layers import Dropout
@@ -151,7 +151,7 @@ class MixedParity:
             for what, (value, limit) in judged.items()
             if not value <= limit
         ]
-        return found + parity.not_equivalent(self.accuracies)
+        return found + course.not_equivalent(self.accuracies)
 
     def to_dict(self) -> dict[str, Any]:
         """All figures as JSON data."""
@@ -198,9 +198,9 @@ def check(
     dataset = data.load(options.data, options.data_dir, say)
     for model in models:
         data.check_fits(model, dataset)
-        parity.split_of(model, dataset, options.seed, options.limit)
+        course.split_of(model, dataset, options.seed, options.limit)
     with ExitStack() as stack:
-        start = functools.partial(Worker, backend, parity.threads_each())
+        start = functools.partial(Worker, backend, course.threads_each())
         workers = [stack.enter_context(start()) for _ in range(2 if options.accuracy else 1)]
         for model in models:
             result = compare(model, workers[0], dataset, options)
@@ -210,13 +210,13 @@ def check(
                     for worker, each in zip(workers, (FLOAT32, options.precision), strict=True)
                 ]
                 masks = "equal" if result.stochastic else "none"
-                result.accuracies.append(parity.train_in_full(model, sides, dataset, masks, options, bar))
+                result.accuracies.append(course.train_in_full(model, sides, dataset, masks, options, bar))
             yield result
 
 
 def compare(model: Model, worker: Worker, dataset: data.Dataset, options: Options) -> MixedParity:
     """Compare the first step of one model, all in one worker."""
-    split = parity.split_of(model, dataset, options.seed, options.limit)
+    split = course.split_of(model, dataset, options.seed, options.limit)
     worker.send_data(split)
     initial = weights.init_weights(model, options.seed)
     images = 0

@@ -22,15 +22,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import backends
-from backends import messages
-from backends.worker import HOME_PREFIX
+from backends.process import messages
+from backends.process.worker import HOME_PREFIX
 from zoo import data, errors, machine
-from zoo.checkpoints import Checkpoint
 from zoo.errors import InvalidInput, MachineError, NotSupported, WorkerDied, ZooError
 from zoo.model import Model
 from zoo.precision import FLOAT32
 from zoo.timing import Interval
-from zoo.training import Progress, Trained
+from zoo.training.checkpoints import Checkpoint
+from zoo.training.loop import Progress, Trained
 from zoo.weights import isolate
 
 # Our own packages must win against others of their names; the framework sees the ordinary path again.
@@ -38,11 +38,13 @@ _BOOT = """
 import sys
 root = sys.argv.pop(1)
 sys.path.insert(0, root)
-from backends.worker import main
+from backends.process.worker import main
 sys.path.remove(root)
 sys.path.append(root)
+exec(sys.argv.pop())
 main()
 """
+PRELUDE = ""  # Python that new workers run before they answer: how tests plant faults in them
 
 
 def _xla_on_cuda() -> dict[str, str]:
@@ -105,7 +107,7 @@ class Worker:
         try:
             self._home = tempfile.mkdtemp(prefix=HOME_PREFIX)
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _BOOT, root, backend, device],
+                [sys.executable, "-P", "-c", _BOOT, root, backend, device, PRELUDE],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=environment(backend, self.threads, self._home, device),

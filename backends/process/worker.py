@@ -1,6 +1,6 @@
 """The child process in which one backend runs: it answers requests until its input ends.
 
-Standard input and output carry messages (backends.messages); whatever a framework prints goes to
+Standard input and output carry messages (backends.process.messages); whatever a framework prints goes to
 standard error. One network is current: `build` replaces it, the other requests use it.
 """
 
@@ -20,13 +20,15 @@ from typing import Any
 import numpy as np
 
 import backends
-from backends import messages
-from backends.messages import Arrays
-from zoo import data, model, precision, timing, training
-from zoo.checkpoints import Checkpoint
+from backends.process import messages
+from backends.process.messages import Arrays
+from zoo import data, precision, timing
 from zoo.errors import MachineError, NotSupported, ZooError
 from zoo.network import CallableNetwork, ComparableNetwork, Network, Original
 from zoo.recipe import Recipe
+from zoo.spec import form
+from zoo.training import loop, order
+from zoo.training.checkpoints import Checkpoint
 
 PROGRESS_SECONDS = 0.1
 # How torch, TensorFlow and JAX say so, each by an error of its own.
@@ -84,7 +86,7 @@ class Worker:
 
     def build(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """Make the network of a model and its weights the current one."""
-        spec = model.from_dict(fields["model"])
+        spec = form.from_dict(fields["model"])
         mixed = {"precision": fields["precision"]} if "precision" in fields else {}
         self.network = self.backend.build(spec, arrays, fields["dtype"], **self.elsewhere, **mixed)
         self.recipe = spec.recipe
@@ -95,13 +97,13 @@ class Worker:
 
         Steps are of networks built for this request only, on the first batch of a training with this seed.
         """
-        spec, split = model.from_dict(fields["model"]), self.current_split()
-        images, batch = training.step_images(spec.recipe, split, fields["seed"], 1)
-        labels, order = split.train_labels[batch], np.arange(len(batch))
+        spec, split = form.from_dict(fields["model"]), self.current_split()
+        images, batch = order.step_images(spec.recipe, split, fields["seed"], 1)
+        labels, rows = split.train_labels[batch], np.arange(len(batch))
 
         def step(mixed: dict[str, str]) -> Callable[[], None]:
             network = self.backend.build(spec, arrays, "float32", **self.elsewhere, **mixed)
-            return lambda: network.train_epoch(images, labels, order, spec.recipe, lambda *_: None)
+            return lambda: network.train_epoch(images, labels, rows, spec.recipe, lambda *_: None)
 
         wish = fields["precision"]
         steps = {precision.FLOAT32: step({}), wish: step({"precision": wish})}
@@ -129,16 +131,16 @@ class Worker:
         def keep(checkpoint: Checkpoint) -> None:
             messages.send(self.output, {"checkpoint": checkpoint.to_dict()}, checkpoint.tensors)
 
-        spec, split = model.from_dict(fields["model"]), self.current_split()
-        training.check_batches(spec, len(split.train_labels))
-        trained = training.train(
+        spec, split = form.from_dict(fields["model"]), self.current_split()
+        order.check_batches(spec, len(split.train_labels))
+        trained = loop.train(
             self.current(),
             spec.recipe,
             split,
             seed=fields["seed"],
             epochs=fields["epochs"],
             progress=progress,
-            keeper=training.Keeper(keep, fields["checkpoint_seconds"], lambda: bool(self.signals)),
+            keeper=loop.Keeper(keep, fields["checkpoint_seconds"], lambda: bool(self.signals)),
             start=Checkpoint.from_dict(fields["start"], arrays) if fields["start"] else None,
         )
         tensors = {f"weights/{name}": array for name, array in trained.weights.items()}
@@ -152,18 +154,18 @@ class Worker:
         rounded: the images are what bfloat16 holds of them.
         """
         recipe, split = self.current_recipe(), self.current_split()
-        images, batch = training.step_images(recipe, split, fields["seed"], 1)
+        images, batch = order.step_images(recipe, split, fields["seed"], 1)
         if fields.get("rounded"):
             images = precision.rounded(images)
         loss, found = self.comparable().gradients(
-            images, split.train_labels[batch], training.step_seed(fields["seed"], 1)
+            images, split.train_labels[batch], order.step_seed(fields["seed"], 1)
         )
         return {"loss": loss, "batch": batch.tolist()}, found
 
     def train_step(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """One step of training: its loss, which images were in it, and the weights after it."""
         network = self.current()
-        loss, batch = training.train_step(network, self.current_recipe(), self.current_split(), **fields)
+        loss, batch = loop.train_step(network, self.current_recipe(), self.current_split(), **fields)
         return {"loss": loss, "batch": batch.tolist()}, network.weights()
 
     def share_masks(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
@@ -189,7 +191,7 @@ class Worker:
         """The outputs of another network, built for this request only, for images."""
         images = arrays.pop("images")
         network = self.backend.build(
-            model.from_dict(fields["model"]), arrays, fields["dtype"], **self.elsewhere
+            form.from_dict(fields["model"]), arrays, fields["dtype"], **self.elsewhere
         )
         return {}, {"outputs": list(network.activations(images).values())[-1]}
 

@@ -17,7 +17,11 @@ import importlib
 from zoo.errors import InvalidInput, nearest
 from zoo.model import Model
 
-LANGUAGES = {"torch": "export.code.pytorch", "keras": "export.code.keras3", "numpy": "export.code.reference"}
+LANGUAGES = {
+    "torch": "backends.pytorch.program",
+    "keras": "backends.keras3.program",
+    "numpy": "backends.reference.program",
+}
 
 
 def program(model: Model, language: str) -> str:

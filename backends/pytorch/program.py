@@ -8,8 +8,8 @@ from __future__ import annotations
 from functools import singledispatch
 from math import prod
 
-from export.code import source
-from export.code.source import Call, assignment, identifiers, pair, quoted, shown
+from backends.programs import source
+from backends.programs.source import Call, assignment, identifiers, pair, quoted, shown
 from zoo.errors import UnsupportedLayer
 from zoo.fields import Sides
 from zoo.layers import (
@@ -46,7 +46,7 @@ from zoo.layers import (
 from zoo.machine import ONE_BATCH
 from zoo.model import Model, Node
 
-CHUNK = 500  # images at a time where there are more than ONE_BATCH, as in backends/pytorch.py
+CHUNK = 500  # images at a time where there are more than ONE_BATCH, as in backends/pytorch/network.py
 
 
 @singledispatch
@@ -274,7 +274,7 @@ def _pool_arguments(layer: MaxPool2d | AvgPool2d, input_shape: Shape) -> tuple[s
 
 
 def program(model: Model) -> str:
-    """The PyTorch program of a model; see export.code.program."""
+    """The PyTorch program of a model; see backends.programs.program."""
     imports = ["import sys\n", "import numpy as np", "import torch"]
     imports += ["from safetensors.torch import load_file", "from torch import nn"]
     padded = any(_own_padding(node) for node in model.walk())
@@ -370,5 +370,5 @@ def predict(net, images):
 
 
 def _pools(model: Model) -> bool:
-    """Whether backends/pytorch.py computes the model in the memory format channels_last."""
+    """Whether backends/pytorch/network.py computes the model in the memory format channels_last."""
     return any(isinstance(node.layer, (MaxPool2d, AvgPool2d)) for node in model.walk())

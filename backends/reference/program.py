@@ -1,4 +1,4 @@
-"""NumPy programs: the layers' definitions in float64, as in backends/reference.py.
+"""NumPy programs: the layers' definitions in float64, as in backends/reference/rules.py.
 
 A program holds the functions that its own layers need, in the order of the layer language, and one
 line per layer that calls one of them.
@@ -10,8 +10,8 @@ from functools import singledispatch
 from math import prod
 from typing import Any
 
-from export.code import source
-from export.code.source import Call, assignment, identifiers, quoted, shown
+from backends.programs import source
+from backends.programs.source import Call, assignment, identifiers, quoted, shown
 from zoo.errors import UnsupportedLayer
 from zoo.layers import (
     ELU,
@@ -45,7 +45,7 @@ from zoo.layers import (
 )
 from zoo.model import IMAGE, Model
 
-CHUNK_BYTES = 16 * 2**20  # of unfolded windows at a time, as in backends/reference.py
+CHUNK_BYTES = 16 * 2**20  # of unfolded windows at a time, as in backends/reference/rules.py
 
 
 @singledispatch
@@ -350,7 +350,7 @@ def load_weights(path):
 
 
 def program(model: Model) -> str:
-    """The NumPy program of a model; see export.code.program."""
+    """The NumPy program of a model; see backends.programs.program."""
     names = {IMAGE: "image", **identifiers(model)}
     x, calls, called = "image", [], set()
     for node in model.walk():
@@ -385,7 +385,7 @@ def predict(weights, images):
 
 
 def _chunk(model: Model) -> int:
-    """Images at a time, as many as backends/reference.py takes: BLAS may sum other numbers otherwise."""
+    """Images at a time, as many as the reference takes: BLAS may sum other numbers otherwise."""
     largest = max(
         8 * prod(node.output_shape[-2:]) * node.input_shape[0] * prod(node.layer.kernel)
         if isinstance(node.layer, Conv2d)

@@ -9,8 +9,8 @@ It needs pytest, which nothing else of the zoo does, and no framework but the ba
 
 import pytest
 
-pytest.register_assert_rewrite("zoo.testing.backend")  # so that a failed assert shows its values
+pytest.register_assert_rewrite("backends.testing.conformance")  # so that a failed assert shows its values
 
-from zoo.testing.backend import BackendTests  # noqa: E402
+from backends.testing.conformance import BackendTests  # noqa: E402
 
 __all__ = ["BackendTests"]

@@ -1,6 +1,6 @@
 """What every backend is held to, as one class of pytest tests: layers, models, training, state.
 
-The judge is the reference in float64, for training the written formulas (zoo.testing.formulas): no
+The judge is the reference in float64, for training the written formulas (backends.testing.formulas): no
 other framework is needed. Where float64 is computed, semantics are proved in it, to limits that no
 approximation passes; float32 is held to its own rounding.
 """
@@ -21,19 +21,20 @@ import safetensors.numpy
 
 import backends
 import zoo
-from backends import reference
-from backends.client import Worker
-from zoo import data, training
-from zoo.checkpoints import Checkpoint
+from backends.process.client import Worker
+from backends.reference.network import backend as reference
+from backends.testing import formulas
+from backends.testing.layer_table import ROWS, Row, model_of, rows
+from zoo import data
 from zoo.errors import InvalidInput, NotSupported, UnsupportedLayer
 from zoo.layers import BatchNorm, Conv2d, Dense, Dropout, Flatten, Layer, ReLU, Shape, Softmax, SpatialDropout
 from zoo.model import Model, iter_weights
 from zoo.network import Backend, ComparableNetwork, Network
 from zoo.randomness import permutation, uniform
 from zoo.recipe import SGD, Adam, Optimizer, Recipe, RMSprop
-from zoo.testing import formulas
-from zoo.testing.layer_table import ROWS, Row, model_of, rows
-from zoo.training import Keeper, Trained
+from zoo.training import loop
+from zoo.training.checkpoints import Checkpoint
+from zoo.training.loop import Keeper, Trained
 
 OPTIMIZERS = [
     pytest.param(SGD(0.1), id="sgd"),
@@ -165,7 +166,7 @@ class BackendTests:
     def test_every_layer_agrees_with_the_reference(self, model: Model, dtype: str, loaded: Backend) -> None:
         self._need(dtype)
         weights, images = zoo.init_weights(model, seed=3), _images(model.input_shape)
-        expected = reference.backend().build(model, weights).activations(images)
+        expected = reference().build(model, weights).activations(images)
         network = loaded.build(model, weights, dtype)
         got = network.activations(images)
         assert list(got) == list(expected), "every layer by its path, in the model's order"
@@ -225,7 +226,7 @@ class BackendTests:
         self._need(dtype)
         model = zoo.get(name)
         weights, images = zoo.init_weights(model), data.to_float(data.digits().test_images[:6])
-        expected = reference.backend().build(model, weights).activations(images)
+        expected = reference().build(model, weights).activations(images)
         network = loaded.build(model, weights, dtype)
         for path, x in network.activations(images).items():
             _close(x, expected[path], MODEL[dtype], dtype, path)
@@ -427,7 +428,7 @@ class BackendTests:
 
         def train(keeper: Keeper | None, start: Checkpoint | None) -> Trained:
             network = loaded.build(model, zoo.init_weights(model, 0 if start is None else 9))
-            return training.train(network, model.recipe, split, seed=3, epochs=2, keeper=keeper, start=start)
+            return loop.train(network, model.recipe, split, seed=3, epochs=2, keeper=keeper, start=start)
 
         whole = train(Always(lambda checkpoint: kept.append(copy.deepcopy(checkpoint))), None)
         _same(train(None, None), whole)  # keeping changes nothing

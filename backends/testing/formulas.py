@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from backends import reference
-from zoo import training
+from backends.reference import rules
 from zoo.layers import BatchNorm, Dense, Dropout, Flatten, SpatialDropout, Tanh
 from zoo.model import IMAGE, Model
 from zoo.randomness import dropout_mask
 from zoo.recipe import SGD, Adam, Optimizer, Recipe, RMSprop
+from zoo.training import measures
 from zoo.weights import Weights
 
 STEP = 1e-6  # of a difference
@@ -56,8 +56,8 @@ def loss(
         if isinstance(node.layer, BatchNorm):
             axes = (0, *range(2, x.ndim))
             own |= {"running_mean": x.mean(axis=axes), "running_var": x.var(axis=axes)}
-        tensors[node.path] = reference.apply(node.layer, x, own)
-    return training.cross_entropy(tensors[model.walk()[-1].path], labels)
+        tensors[node.path] = rules.apply(node.layer, x, own)
+    return measures.cross_entropy(tensors[model.walk()[-1].path], labels)
 
 
 def slope(
@@ -104,7 +104,7 @@ def follow(
         x, y = images[batch].reshape(len(batch), -1).astype(np.float64), labels[batch]
         hidden = np.tanh(x @ w["dense1.weight"].T + w["dense1.bias"])
         z = hidden @ w["dense2.weight"].T + w["dense2.bias"]
-        steps.append((t, training.cross_entropy(z, y), training.accuracy(z, y)))
+        steps.append((t, measures.cross_entropy(z, y), measures.accuracy(z, y)))
         p = np.exp(z - z.max(axis=1, keepdims=True))
         d = (p / p.sum(axis=1, keepdims=True) - np.eye(10)[y]) / len(batch)
         before = d @ w["dense2.weight"] * (1 - hidden**2)

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 import zoo
-from export import seal
-from export.about import PRODUCER, VERSION, WEIGHTS
-from export.graph import metadata
-from export.vectors import EXPECTED, GRID, IMAGES, decode
+from export.inference import seal
+from export.inference.metadata import PRODUCER, VERSION, WEIGHTS
+from export.inference.vectors import EXPECTED, GRID, IMAGES, decode
+from export.onnx.file import metadata
 from zoo.errors import DataError
 from zoo.hashing import digest
 from zoo.model import Model

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from export.vectors import ABSOLUTE, RELATIVE
+from export.inference.vectors import ABSOLUTE, RELATIVE
 
 
 @dataclass(frozen=True)

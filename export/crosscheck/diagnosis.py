@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.reference import apply
+from backends.reference.rules import apply
 from export.crosscheck.comparison import outer_limit
 from zoo.errors import ZooError
 from zoo.layers import (

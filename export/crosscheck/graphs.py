@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from export.graph import INPUT, tensor_name
+from export.onnx.graph import INPUT, tensor_name
 from zoo.layers import (
     ELU,
     AvgPool2d,

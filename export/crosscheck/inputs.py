@@ -13,7 +13,7 @@ from math import prod
 
 import numpy as np
 
-from backends.reference import ReferenceNetwork
+from backends.reference.network import ReferenceNetwork
 from export.crosscheck.limits import UNIT
 from zoo.layers import (
     AdaptiveAvgPool2d,

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from backends.reference import ReferenceNetwork, apply
+from backends.reference.network import ReferenceNetwork
+from backends.reference.rules import apply
 from export.crosscheck.inputs import layer_images, plain
 from export.crosscheck.limits import FLOOR, UNIT, UNITS, carry, product_units, rounding, running
 from zoo.layers import Dense, Softmax

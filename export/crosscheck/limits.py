@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from backends.reference import apply
+from backends.reference.rules import apply
 from zoo.errors import UnsupportedLayer
 from zoo.layers import (
     ELU,

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from backends.reference import ReferenceNetwork, apply
+from backends.reference.network import ReferenceNetwork
+from backends.reference.rules import apply
 from export.crosscheck import limits
 from export.crosscheck.comparison import Comparison, compare, worst_of
 from export.crosscheck.inputs import MOST_ROWS, few_terms, plain

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.reference import ReferenceNetwork
+from backends.reference.network import ReferenceNetwork
 from export.crosscheck.comparison import Comparison, compare, outer_limit
 from export.crosscheck.inputs import plain
 from export.crosscheck.judgement import Judgement, judge_layers

@@ -1,7 +1,7 @@
 """What the cross-check says: of one layer, of one witness, of a model.
 
 `Report.to_dict` is the one form in which a verification is kept (docs/report.schema.json); tables,
-Markdown and JUnit are rendered from it (export.reports).
+Markdown and JUnit are rendered from it (export.crosscheck.reports).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import backends
-from backends.client import RemoteNetwork, Worker, Workers
+from backends.process.client import RemoteNetwork, Worker, Workers
 from export.crosscheck.claims import check, held
 from export.crosscheck.examination import examine
 from export.crosscheck.inputs import LAYER_IMAGES, batch_sizes, probe_count, probes
@@ -26,8 +26,9 @@ from export.crosscheck.verdict import (
     native_name,
 )
 from export.crosscheck.witnesses import EVALUATOR_IMAGES, EvaluatorWitness, GraphWitness
-from export.graph import serialize, to_layers_onnx, to_onnx
-from export.native import canonicalize
+from export.onnx.file import serialize
+from export.onnx.graph import to_layers_onnx, to_onnx
+from export.onnx.native import canonicalize
 from zoo.errors import (
     BackendUnavailable,
     DataError,
@@ -314,7 +315,7 @@ def _check_graph(
     """Add the verdicts on an ONNX file in onnxruntime, optimised and as it is written.
 
     The second is on the first images only. A file that onnxruntime cannot load fails. foreign: it may be
-    anybody's, see export.session.Session.
+    anybody's, see export.inference.session.Session.
     """
     few = judgement.first(len(judgement.layer_images))
     batches = depth.batches

@@ -19,8 +19,8 @@ from onnx.reference.op_run import OpRun
 
 from export.crosscheck.graphs import cut, expose, layer_tensors
 from export.crosscheck.judgement import logit_path
-from export.graph import INPUT
-from export.session import Session, Value
+from export.inference.session import Session, Value
+from export.onnx.graph import INPUT
 from zoo.errors import CheckFailed, DataError
 from zoo.layers import Shape
 from zoo.model import IMAGE, Model

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from backends.reference import ReferenceNetwork
+from backends.reference.network import ReferenceNetwork
 from export.crosscheck.inputs import noise, probes
 from zoo import data
 from zoo.layers import ELU, HardSigmoid, HardSwish, Layer, LeakyReLU, ReLU, ReLU6

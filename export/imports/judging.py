@@ -22,19 +22,22 @@ import numpy as np
 
 import backends
 import zoo
-from backends.client import Workers
-from backends.reference import ReferenceNetwork, apply
-from export import artifacts, card
+from backends.process.client import Workers
+from backends.reference.network import ReferenceNetwork
+from backends.reference.rules import apply
 from export.crosscheck import DIRECT, JUDGE, Comparison, compare, outer_limit
 from export.crosscheck.comparison import worst_of
 from export.crosscheck.inputs import probes
 from export.crosscheck.limits import running
-from export.graph import serialize, to_layers_onnx, to_onnx
 from export.imports import images as judged
 from export.imports import originals, reading
 from export.imports.reading import Unsupported
-from export.session import CHUNK, Session
-from export.vectors import ABSOLUTE, RELATIVE
+from export.inference.session import CHUNK, Session
+from export.inference.vectors import ABSOLUTE, RELATIVE
+from export.onnx import contents
+from export.onnx.file import serialize
+from export.onnx.graph import to_layers_onnx, to_onnx
+from export.runs import card
 from zoo import machine, runs
 from zoo.errors import CheckFailed
 from zoo.layers import AdaptiveAvgPool2d, AvgPool2d, GlobalAvgPool2d, Shape
@@ -399,7 +402,7 @@ def import_onnx(
     name, image, output: see reading.read. The file itself, in a process of its own, is what every witness is
     compared with. Raises DataError, reading.Unsupported, CheckFailed.
     """
-    content = artifacts.onnx_bytes(path, whole=True)
+    content = contents.onnx_bytes(path, whole=True)
     found = reading.read(content, path, name, image, output)
     model, weights = found.model, found.weights
     say(f"{path}: {len(model.walk())} layers, {model.parameters:,} parameters")

@@ -13,10 +13,10 @@ from math import prod
 
 import numpy as np
 
-from export.graph import shares
 from export.imports.functions import SAME
 from export.imports.nodes import Node, construct, made, rule
 from export.imports.tensors import Array, Inexpressible, Join, Tensor, View, number, rounded
+from export.onnx.graph import shares
 from zoo.fields import Sides
 from zoo.layers import (
     AdaptiveAvgPool2d,

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from backends.client import RemoteOriginal, Worker
-from zoo import registry
+from backends.process.client import RemoteOriginal, Worker
 from zoo.errors import CheckFailed, DataError, InvalidInput, nearest
 from zoo.layers import Normalize
 from zoo.model import Model
+from zoo.models import registry
 from zoo.weights import Weights, check
 
 LARGEST_FILE = 4 * 2**30  # bytes

@@ -18,16 +18,18 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from export import artifacts, isolation
-from export.graph import INPUT, serialize, to_onnx
 from export.imports import elementwise, operators  # noqa: F401  (their import registers the rules)
 from export.imports.nodes import RULES, Node, Value
 from export.imports.structure import tree
 from export.imports.tensors import MOST_CHANNELS, MOST_FEATURES, Array, Inexpressible, Tensor, View
-from zoo import registry
+from export.inference.operators import DOMAINS
+from export.onnx import contents
+from export.onnx.file import serialize
+from export.onnx.graph import INPUT, to_onnx
 from zoo.errors import DataError, InvalidInput, InvalidSpec, ZooError
 from zoo.layers import Dropout, Flatten, Layer, Normalize, Shape
 from zoo.model import MOST_ACTIVATIONS, MOST_LAYERS, Model
+from zoo.models import registry
 from zoo.recipe import Adam, Recipe
 from zoo.weights import Weights, check
 
@@ -123,7 +125,7 @@ def _own(content: bytes, name: str | None) -> Read | None:
     if b"zoo.spec" not in content:
         return None
     try:
-        model, weights = artifacts.parse_onnx(content, Path("model.onnx"))
+        model, weights = contents.parse_onnx(content, Path("model.onnx"))
     except ZooError:
         return None
     if serialize(to_onnx(model, weights)) != content:
@@ -302,7 +304,7 @@ class _Reader:
         return found[::-1]
 
     def _node(self, proto: NodeProto) -> None:
-        if proto.domain not in isolation.DOMAINS:
+        if proto.domain not in DOMAINS:
             raise Inexpressible(f"an operator of {proto.domain[:40]!r}")
         if any(attribute.HasField("g") or attribute.graphs for attribute in proto.attribute):
             raise Inexpressible("it holds a graph")

@@ -23,74 +23,20 @@ from typing import IO, Any
 
 import numpy as np
 
-from export import seal
-from zoo.errors import CheckFailed, DataError, MachineError
+from export.inference.loading import about
+from zoo.errors import CheckFailed, MachineError
 
-# What the zoo's own graphs and the exporters of PyTorch and Keras consist of, and their close relatives.
-OPERATORS = frozenset([
-    "Abs", "Add", "And", "ArgMax", "AveragePool", "BatchNormalization", "Cast", "CastLike", "Ceil", "Clip",
-    "Concat", "Constant", "ConstantOfShape", "Conv", "DequantizeLinear", "Div", "Dropout", "Elu",
-    "Equal", "Erf", "Exp", "Expand", "Flatten", "Floor", "Gather", "GatherND", "Gelu", "Gemm",
-    "GlobalAveragePool", "GlobalMaxPool", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity",
-    "InstanceNormalization", "LRN", "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual", "Log",
-    "LogSoftmax", "MatMul", "Max", "MaxPool", "Mean", "Min", "Mish", "Mul", "Neg", "Not", "Or", "PRelu",
-    "Pad", "Pow", "QuantizeLinear", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu",
-    "Reshape", "Resize", "Round", "Selu", "Shape", "Sigmoid", "Sign", "Slice", "Softmax", "Softplus",
-    "Softsign", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Swish", "Tanh", "ThresholdedRelu", "Tile",
-    "Transpose", "Unsqueeze", "Where",
-])  # fmt: skip
-DOMAINS = ("", "ai.onnx")
 SECONDS = 60.0  # for one request
 BYTES = 4 * 2**30  # of address space of the child
 MOST_HEADER = 2**20  # bytes of what the child says beside arrays
-
-# Fields of onnx.proto.
-_GRAPH, _FUNCTIONS, _NODE = 7, 25, 1
-_OPERATOR, _ATTRIBUTE, _DOMAIN = 4, 5, 7
-_SUBGRAPH, _SUBGRAPHS = 6, 11
-
 _BOOT = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
-from export.isolation import serve
+from export.inference.child import serve
+exec(sys.argv.pop())
 serve()
 """
-
-
-def check_operators(content: bytes) -> None:
-    """Raise DataError, naming the first, if an ONNX file holds anything that no CNN here consists of."""
-    try:
-        for outer in seal.fields(content):
-            if outer.number == _FUNCTIONS:
-                raise DataError("the ONNX file holds functions of its own")
-            if outer.number == _GRAPH:
-                for inner in seal.fields(content, outer.start, outer.end):
-                    if inner.number == _NODE:
-                        _check_node(content, inner)
-    except seal.Malformed as error:
-        raise DataError(f"not an ONNX file, or cut short: {error}") from None
-
-
-def _check_node(content: bytes, node: seal.Field) -> None:
-    name, domain, nested = "", "", False
-    for field in seal.fields(content, node.start, node.end):
-        text = content[field.start : field.end]
-        if field.number == _OPERATOR:
-            name = text.decode(errors="replace")
-        elif field.number == _DOMAIN:
-            domain = text.decode(errors="replace")
-        elif field.number == _ATTRIBUTE:
-            inside = (inner.number for inner in seal.fields(content, field.start, field.end))
-            nested = nested or any(number in (_SUBGRAPH, _SUBGRAPHS) for number in inside)
-    if nested or domain not in DOMAINS or name not in OPERATORS:
-        full = f"{domain}.{name}" if domain else name
-        raise DataError(f"the ONNX file holds the operator {full[:80]!r}, of which no CNN here consists")
-
-
-def looks_like_onnx(path: Path) -> bool:
-    """Whether a large file starts as ONNX files do, with their version; small ones are read anyhow."""
-    with path.open("rb") as file:
-        return path.stat().st_size < 2**26 or file.read(1) == b"\x08"
+PRELUDE = ""  # Python that new processes run first: how tests make one run wild
 
 
 class Child:
@@ -98,10 +44,10 @@ class Child:
 
     def __init__(self, content: bytes, optimize: bool, threads: int) -> None:
         """Raises CheckFailed if it cannot be loaded, MachineError if no process can be started."""
-        root = str(Path(__file__).parents[1])
+        root = str(Path(__file__).parents[2])
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _BOOT, root],
+                [sys.executable, "-P", "-c", _BOOT, root, PRELUDE],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -175,7 +121,7 @@ def serve() -> None:
     source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)
     _limit()
-    from export.session import load
+    from export.inference.loading import load
 
     session: Any = None
     while True:
@@ -195,15 +141,6 @@ def serve() -> None:
         except Exception as error:  # onnxruntime's own exceptions share no base class
             lines = str(error).splitlines() or [type(error).__name__]
             _send(sink, {"error": lines[0][:1000]}, {})
-
-
-def about(session: Any) -> dict[str, Any]:
-    """What an onnxruntime session says of its model: inputs and outputs (name, type, shape), metadata."""
-    return {
-        "inputs": [[x.name, x.type, x.shape] for x in session.get_inputs()],
-        "outputs": [[x.name, x.type, x.shape] for x in session.get_outputs()],
-        "metadata": session.get_modelmeta().custom_metadata_map,
-    }
 
 
 def _limit() -> None:

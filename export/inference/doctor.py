@@ -23,16 +23,16 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from export import isolation, seal
-from export.about import PRODUCER, SPEC, VERSION, WEIGHTS, about
-from export.session import Session
-from export.vectors import EXPECTED, FLOAT32, IMAGES, PRECISION, REDUCED, Vectors, decode, make
-from zoo import registry
+from export.inference import operators, seal
+from export.inference.metadata import PRODUCER, SPEC, VERSION, WEIGHTS, about
+from export.inference.session import Session
+from export.inference.vectors import EXPECTED, FLOAT32, IMAGES, PRECISION, REDUCED, Vectors, decode, make
 from zoo.errors import CheckFailed, DataError, ZooError
 from zoo.hashing import digest
 from zoo.layers import Normalize
 from zoo.model import DIGITS, Model, iter_weights
-from zoo.specfile import parse_spec
+from zoo.models import registry
+from zoo.spec.file import parse_spec
 
 Array = np.ndarray
 
@@ -153,7 +153,7 @@ def _read(path: Path) -> bytes:
             raise DataError("no such ONNX file", path)
         if path.stat().st_size > LARGEST_FILE:
             raise DataError("the ONNX file is larger than 2 GiB", path)
-        if not isolation.looks_like_onnx(path):
+        if not operators.looks_like_onnx(path):
             raise DataError("not an ONNX file", path)
         return path.read_bytes()
     except OSError as error:

@@ -14,9 +14,9 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime
 
-from export import isolation
+from export.inference import child, loading, operators
+from export.inference.loading import load
 from zoo import machine
 from zoo.errors import CheckFailed, DataError, MachineError
 from zoo.machine import ONE_BATCH
@@ -34,18 +34,6 @@ class Value(NamedTuple):
     name: str
     type: str
     shape: list[Any]
-
-
-def load(onnx_bytes: bytes, optimize: bool, threads: int) -> Any:
-    """The onnxruntime session of a model, on the CPU; onnxruntime's own errors."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 4  # what goes wrong is raised
-    if not optimize:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(onnx_bytes, options, providers=["CPUExecutionProvider"])
 
 
 class Session:
@@ -67,15 +55,15 @@ class Session:
         self._all: Callable[[], Any] | None = None  # loads the file for all threads
         self._short: dict[int, bool] = {}  # by number of rows: whether a call is short on one thread
         if foreign:
-            isolation.check_operators(onnx_bytes)
+            operators.check_operators(onnx_bytes)
         try:
             if foreign:
-                self._session = isolation.Child(onnx_bytes, optimize, count)
+                self._session = child.Child(onnx_bytes, optimize, count)
                 about = self._session.about
             else:
                 twice = threads is None and count > 1 and len(onnx_bytes) <= SMALL
                 self._session = load(onnx_bytes, optimize, 1 if twice else count)
-                about = isolation.about(self._session)
+                about = loading.about(self._session)
                 if twice:
                     self._all = cache(partial(load, onnx_bytes, optimize, count))
         except MachineError:

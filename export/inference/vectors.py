@@ -1,7 +1,7 @@
 """Test vectors: the images that an ONNX file carries with what the float64 reference gives for them.
 
 Nothing of them is from a data set: seeded noise, ramps and single pixels, which no transposition, flip
-or shift leaves alike, and the ten digits of zoo.strokes. They are stored as bytes k of pixels k / 255.
+or shift leaves alike, and the ten digits of zoo.images.strokes. They are stored as bytes k of pixels k / 255.
 A file stays small whatever the model: of a large image the first PATTERN pixels are stored, and repeated
 in C, H, W order; of a large output a corner is kept. How many vectors there are follows from the model.
 
@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from zoo import strokes
 from zoo.errors import DataError
+from zoo.images import strokes
 from zoo.layers import Shape
 from zoo.model import Model
 from zoo.randomness import raw_bits

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from backends.reference import ReferenceNetwork, apply
-from export import vectors
+from backends.reference.network import ReferenceNetwork
+from backends.reference.rules import apply
+from export.inference import vectors
 from zoo.layers import AdaptiveAvgPool2d, Join, Shape
 from zoo.model import Model
 from zoo.weights import digest

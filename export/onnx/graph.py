@@ -4,7 +4,7 @@ The graph is a pure function of model, weights and the zoo's version: the same b
 backend trained them, on every machine. Every node and tensor bears its layer's path; the input is
 `image` float32 [batch, C, H, W] in [0, 1], the output `logits` or `probabilities`, or `features`
 where there are no labels. Preprocessing is inside, because it is a layer. Every file carries what
-it can be checked with where it is deployed: test vectors (export/vectors.py) and hashes (export/seal.py).
+it can be checked with where it is deployed: test vectors and hashes (export/inference/vectors.py, seal.py).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 import zoo
-from export import expected, seal
-from export.about import PRODUCER, VERSION, WEIGHTS, about
+from export.inference.metadata import PRODUCER
+from export.onnx.file import describe
 from zoo.errors import UnsupportedLayer
 from zoo.layers import (
     ELU,
@@ -52,7 +52,7 @@ from zoo.layers import (
     Tanh,
 )
 from zoo.model import IMAGE, Model, Node
-from zoo.weights import Weights, check, digest
+from zoo.weights import Weights, check
 
 OPSET = 18  # 18 to 20 run on every current runtime; 18 is also what both native exporters write
 IR_VERSION = 10
@@ -320,44 +320,6 @@ def to_onnx(model: Model, weights: Mapping[str, np.ndarray]) -> ModelProto:
 def to_layers_onnx(model: Model, weights: Mapping[str, np.ndarray]) -> ModelProto:
     """The nodes of `to_onnx` with every layer's tensor as an output, in the order of the layers."""
     return _to_onnx(model, weights, every_layer=True)
-
-
-def serialize(proto: ModelProto) -> bytes:
-    """The bytes of an ONNX model, the same on every call, with their hash in its place if it has one."""
-    return seal.fill(_bytes(proto))
-
-
-def _bytes(proto: ModelProto) -> bytes:
-    return bytes(proto.SerializeToString(deterministic=True))
-
-
-def metadata(model: Model, weights: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """What every exported file tells of itself: a function of model, weights and version alone."""
-    return {
-        **about(model),
-        WEIGHTS: digest(weights),
-        VERSION: zoo.__version__,
-        **expected.carried(model, weights),
-    }
-
-
-def describe(
-    proto: ModelProto,
-    model: Model,
-    weights: Mapping[str, np.ndarray],
-    entries: Mapping[str, str] | None = None,
-) -> None:
-    """Give a finished graph its metadata: what it is, its test vectors, and the hashes of it all.
-
-    entries: more of it, or instead of what is said of the model's own graph.
-    """
-    helper.set_model_props(proto, {**metadata(model, weights), **(entries or {})})
-    parts = seal.list_of_parts(_bytes(proto))
-    for key, value in ((seal.PARTS, parts), (seal.KEY, seal.ZEROS)):
-        proto.metadata_props.add(key=key, value=value)
-    found = seal.digest(_bytes(proto))
-    assert found is not None
-    proto.metadata_props[-1].value = found[1]
 
 
 def _to_onnx(model: Model, weights: Mapping[str, np.ndarray], every_layer: bool) -> ModelProto:

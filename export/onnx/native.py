@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
-from export.graph import BATCH, INPUT, IR_VERSION, describe
+from export.onnx.file import describe
+from export.onnx.graph import BATCH, INPUT, IR_VERSION
 from zoo.errors import CheckFailed
 from zoo.model import Model
 

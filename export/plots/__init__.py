@@ -2,7 +2,7 @@
 
 Functions called `..._figure` take plain arrays and text and return a matplotlib Figure; `to_png`,
 `to_svg` and `save` turn one into bytes, text or a file, the same ones on every call.
-`export.plots.kinds` finds the arrays, for `zoo plot`.
+`export.plotting` finds the arrays, for `zoo plot`.
 
 >>> import numpy as np
 >>> from export import plots

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from export.plots.canvas import BLUE, VERMILLION, Sheet, style
 from zoo.errors import DataError, InvalidInput
-from zoo.training import EPOCHS, HISTORY
+from zoo.training.loop import EPOCHS, HISTORY
 
 Row = Sequence[float | int | None]
 LINES = {"train": ("--", "o"), "validation": (":", "^"), "test": ("-", "s")}  # line, marker

@@ -7,7 +7,7 @@ softmax stays in float32: on training images that did not calibrate this lost le
 and activations. Input and output stay float32, preprocessing stays inside.
 
 Such a file does not compute what was written, only nearly, so no limit of float32 holds. It is held to what
-it is for: its accuracy on the test images, paired with the float32 file's (export/accuracy_drop.py). Its test
+it is for: its accuracy on the test images, paired with the float32 file's (accuracy_drop.py). Its test
 vectors are its own outputs as the graph is written; a runtime may differ from them by what reduction itself
 costs on calibration images. A file is written only if it passes, and its bytes follow from model, weights
 and images.
@@ -32,13 +32,17 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 import zoo
-from export import accuracy_drop, build, card, crosscheck, vectors
-from export.accuracy_drop import Drop
-from export.artifacts import Source
+from export import crosscheck
 from export.crosscheck.graphs import expose
 from export.crosscheck.inputs import LAYER_IMAGES
-from export.graph import BATCH, INPUT, IR_VERSION, describe, serialize, tensor_name, to_layers_onnx, to_onnx
-from export.session import Session
+from export.inference import vectors
+from export.inference.session import Session
+from export.onnx.file import describe, serialize
+from export.onnx.graph import BATCH, INPUT, IR_VERSION, tensor_name, to_layers_onnx, to_onnx
+from export.reduced import accuracy_drop
+from export.reduced.accuracy_drop import Drop
+from export.runs import build, card
+from export.runs.sources import Source
 from zoo import data, randomness, runs, timing
 from zoo.errors import CheckFailed, InvalidInput
 from zoo.model import Model

@@ -20,11 +20,11 @@ import numpy as np
 
 import backends
 import zoo
-from backends.client import RemoteNetwork, Workers
-from export import crosscheck, events
-from export.card import model_card
-from zoo import checkpoints, data, machine, precision, pretrained, runs, signals, training, weights
-from zoo.checkpoints import Checkpoint
+from backends.process.client import RemoteNetwork, Workers
+from export import crosscheck
+from export.runs import tensorboard
+from export.runs.card import model_card
+from zoo import data, machine, precision, pretrained, runs, signals, weights
 from zoo.errors import (
     CheckFailed,
     DataError,
@@ -37,7 +37,9 @@ from zoo.errors import (
 )
 from zoo.model import Model
 from zoo.precision import FLOAT32, Gain
-from zoo.training import Progress, Trained
+from zoo.training import checkpoints, loop, measures
+from zoo.training.checkpoints import Checkpoint
+from zoo.training.loop import Progress, Trained
 
 Say = Callable[[str], None]
 Bar = Callable[[str], AbstractContextManager[Progress | None]]
@@ -143,7 +145,7 @@ def build(
             f"two models called {twice[0]} would share a folder", str(options.out), "build them apart"
         )
     if options.tensorboard:
-        events.require()
+        tensorboard.require()
     dataset = data.load(options.data, options.data_dir, say)
     identity = dataset.sha256
     outcomes = []
@@ -160,7 +162,7 @@ def build(
                     inputs = _inputs(model, name, dataset, identity, options)
                     _build_one(model, name, dataset, inputs, options, outcome, workers, say, bar)
                     if options.tensorboard:
-                        events.write(path)
+                        tensorboard.write(path)
                 except Interrupted:
                     raise
                 except ZooError as error:
@@ -350,8 +352,8 @@ def _take_pretrained(
             weights=values,
             best=None,
             best_epoch=None,
-            accuracy={**unknown, "test": training.accuracy(outputs, split.test_labels)},
-            loss={**unknown, "test": training.cross_entropy(outputs, split.test_labels)},
+            accuracy={**unknown, "test": measures.accuracy(outputs, split.test_labels)},
+            loss={**unknown, "test": measures.cross_entropy(outputs, split.test_labels)},
             seconds=0.0,
         )
         return _check(model, name, network, trained, split, inputs, options)
@@ -433,7 +435,7 @@ def _check(
             "exporter": options.exporter,
             "sha256": hashlib.sha256(onnx_bytes).hexdigest(),
             "bytes": len(onnx_bytes),
-            "accuracy": training.accuracy(shipped.outputs, split.test_labels),
+            "accuracy": measures.accuracy(shipped.outputs, split.test_labels),
             "max_abs_diff": shipped.output.max_abs_diff,
             "limit": shipped.output.limit,
             "flips": len(shipped.decisions.flips),
@@ -451,7 +453,7 @@ def _check(
     }
     if options.pretrained:
         report["pretrained"] = pretrained.record(model.name)
-    from export import gallery  # matplotlib takes half a second, which verify and export need not spend
+    from export.runs import gallery  # matplotlib takes half a second, which verify and export need not spend
 
     pictures = gallery.pictures(model, trained, split, shipped.outputs, options.seed)
     about = {"model": model.title, "backend": name, "seed": options.seed}
@@ -460,8 +462,8 @@ def _check(
         "layers.onnx": checked.layers_onnx,
         "weights.safetensors": weights.to_bytes(trained.weights, about),
         "spec.json": model.to_json().encode(),
-        "history.csv": training.to_csv(training.HISTORY, trained.history).encode(),
-        "epochs.csv": training.to_csv(training.EPOCHS, trained.epochs).encode(),
+        "history.csv": loop.to_csv(loop.HISTORY, trained.history).encode(),
+        "epochs.csv": loop.to_csv(loop.EPOCHS, trained.epochs).encode(),
         "report.json": (json.dumps(report, indent=1) + "\n").encode(),
         **pictures,
         "README.md": model_card(model, report, list(pictures)).encode(),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.card import CONFUSION, CURVES, KERNELS, MISTAKES
 from export.plots import (
     confusion,
     confusion_figure,
@@ -19,11 +18,12 @@ from export.plots import (
     probabilities,
     to_png,
 )
+from export.runs.card import CONFUSION, CURVES, KERNELS, MISTAKES
 from zoo import weights
 from zoo.data import Split, to_float
 from zoo.layers import Conv2d
 from zoo.model import Model
-from zoo.training import Trained
+from zoo.training.loop import Trained
 
 MOST_MISTAKES = 10
 

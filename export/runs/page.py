@@ -18,12 +18,14 @@ from urllib.parse import quote
 import jinja2
 
 import zoo
-from export import card
-from export.card import IMPORTED
-from zoo import registry, runs, training
+from export.runs import card
+from export.runs.card import IMPORTED
+from zoo import runs
 from zoo.errors import DataError, ZooError
 from zoo.model import Model
-from zoo.specfile import parse_spec
+from zoo.models import registry
+from zoo.spec.file import parse_spec
+from zoo.training import measures
 
 FILE = "report.html"
 
@@ -41,7 +43,7 @@ class Entry:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of the ONNX file's accuracy on the test images."""
-        return training.interval(self.report["onnx"]["accuracy"], self.report["data"]["test"])
+        return measures.interval(self.report["onnx"]["accuracy"], self.report["data"]["test"])
 
     def summary(self) -> dict[str, Any]:
         """The run's row in the table, as JSON data."""
@@ -85,7 +87,7 @@ def collect(folder: Path) -> tuple[list[Entry], list[ZooError]]:
 def render(entries: Iterable[Entry], failures: Iterable[ZooError], place: Path) -> str:
     """The page. place: the folder in which it will lie, from which its links to files start."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("export"), autoescape=True, undefined=jinja2.StrictUndefined,
+        loader=jinja2.PackageLoader("export.runs"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["link"] = lambda path: _link(Path(path), place)

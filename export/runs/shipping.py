@@ -1,7 +1,7 @@
 """Writing the weights that come with the package (zoo/pretrained) from finished runs.
 
-    python -m export.pretrained RUNS      take the runs RUNS/<model>/torch that are there
-    python -m export.pretrained           export the shipped weights again, for a new version
+    python -m export.runs.shipping RUNS      take the runs RUNS/<model>/torch that are there
+    python -m export.runs.shipping           export the shipped weights again, for a new version
 
 A run is taken only as it was published: whole, checked, trained by the documented recipe on MNIST.
 """
@@ -14,10 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from export.graph import serialize, to_onnx
-from zoo import pretrained, recipe, registry, runs, training, weights
+from export.onnx.file import serialize
+from export.onnx.graph import to_onnx
+from zoo import pretrained, recipe, runs, weights
 from zoo.errors import InvalidInput
 from zoo.model import Model
+from zoo.models import registry
+from zoo.training import measures
 from zoo.weights import Weights
 
 BACKEND = "torch"  # the framework of the documents
@@ -46,7 +49,7 @@ def ship(folder: Path, target: Path = pretrained.FOLDER) -> dict[str, Any]:
         if data["name"] != "mnist" or data["limit"] or report["epochs"] != model.recipe.epochs:
             raise InvalidInput("not the documented recipe on the whole of MNIST", path)
         values = weights.from_bytes(run.read("weights.safetensors"), model, path)
-        low, high = training.interval(report["accuracy"]["test"], report["data"]["test"])
+        low, high = measures.interval(report["accuracy"]["test"], report["data"]["test"])
         index[name] = {
             **_write(model, values, target),
             "backend": report["backend"],

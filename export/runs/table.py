@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from export.build import Outcome
+from export.runs.build import Outcome
 from zoo import terminal
 
 

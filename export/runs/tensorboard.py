@@ -21,7 +21,7 @@ from zoo import recipe, runs, weights
 from zoo.errors import BackendUnavailable, MachineError
 from zoo.layers import Conv2d
 from zoo.model import Model
-from zoo.specfile import parse_spec
+from zoo.spec.file import parse_spec
 from zoo.weights import Weights
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 `faults` and `graph_faults` hold the mistakes, `mutants` puts them into ONNX files, frameworks' exports,
 backends and the judge, `scoring` counts what is caught, where it is located and which side is suspected,
 `comparators` shows what the checks of neighbouring tools make of the same faults, and `honest` that nobody is
-accused who has no fault, on cases of three generators (export.specs, `hard`, `trained`). `margins` says how
-far the two are apart, by kind of layer.
+accused who has no fault, on cases of three generators (`random_models`, `hard`, `trained`). `margins` says
+how far the two are apart, by kind of layer.
 """
 
 from export.selftest.comparators import COMPARATORS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from export import specs
+from export.selftest import random_models
 from zoo.layers import (
     ELU,
     GELU,
@@ -69,7 +69,7 @@ EXEMPLAR = Model(
         Dense(10),
         Softmax(),
     ),
-    specs.RECIPES[0],
+    random_models.RECIPES[0],
 )
 GAIN = 2.0  # with initial weights alone, activations fade from layer to layer
 GAINS = {
@@ -80,7 +80,7 @@ GAINS = {
 
 def exemplar() -> tuple[Model, Weights]:
     """The model, and weights that no layer is indifferent to."""
-    weights = specs.lively(EXEMPLAR, seed=3)
+    weights = random_models.lively(EXEMPLAR, seed=3)
     for name, array in weights.items():
         if not name.endswith("running_var"):
             array *= np.float32(GAINS.get(name.rpartition(".")[0], GAIN))

@@ -17,7 +17,8 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from export.graph import INPUT, describe, tensor_name
+from export.onnx.file import describe
+from export.onnx.graph import INPUT, tensor_name
 from export.selftest.faults import sites
 from zoo.layers import (
     AvgPool2d,

@@ -15,10 +15,11 @@ from math import ceil, log2
 
 import numpy as np
 
-from backends.reference import ReferenceNetwork, apply
-from export import specs
+from backends.reference.network import ReferenceNetwork
+from backends.reference.rules import apply
 from export.crosscheck import probes
-from export.specs import Case, Chooser
+from export.selftest import random_models
+from export.selftest.random_models import Case, Chooser
 from zoo.layers import (
     AdaptiveAvgPool2d,
     AvgPool2d,
@@ -76,7 +77,7 @@ def hard_case(choose: Chooser) -> Case:
     if labelled and choose.choice((False, True)):
         layers.append(Softmax())
     labels = tuple(str(i) for i in range(end[0])) if labelled else ()
-    model = Model("hard", shape, tuple(layers), specs.RECIPES[0], labels=labels)
+    model = Model("hard", shape, tuple(layers), random_models.RECIPES[0], labels=labels)
     given = _images(model, choose)
     return Case(
         model, _within(model, _treated(model, choose, FITTING.get(structure, ())), given), given=given
@@ -87,7 +88,7 @@ def hard_case(choose: Chooser) -> Case:
 
 
 def _anything(choose: Chooser) -> tuple[Shape, list[Layer]]:
-    model = specs.random_model(choose)
+    model = random_models.random_model(choose)
     return model.input_shape, [layer for layer in model.layers if not isinstance(layer, Softmax)] or [
         Flatten()
     ]
@@ -317,7 +318,7 @@ def _within(model: Model, weights: Weights, given: Array) -> Weights:
 
 def _images(model: Model, choose: Chooser) -> Array:
     """Noise, few pixels and ramps; black, white and grey; zeros and ones; and what is denormal."""
-    ordinary = specs.images(model, choose.integer(0, 99))
+    ordinary = random_models.images(model, choose.integer(0, 99))
     plain = np.stack([np.full(model.input_shape, value, np.float32) for value in (0, 1, 0.1)])
     binary = (ordinary[:1] > 0.5).astype(np.float32)
     return np.concatenate([ordinary[::2], plain, binary, ordinary[:1] * np.float32(DENORMAL)])

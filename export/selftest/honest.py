@@ -1,9 +1,9 @@
 """The other half of a score: honest witnesses of many models, none of which may be accused.
 
 Three generators make the cases, each a pure function of its seed. `random`: small models over the whole
-layer language (export.specs), scales from 0.01 to 30, sums of one sign, large biases; every other one with
-labels and weights is trained for an epoch first, on noise. `hard`: what rounds as much as it may (hard.py).
-`trained`: trained weights, real digits and imported classics (trained.py).
+layer language (random_models.py), scales from 0.01 to 30, sums of one sign, large biases; every other one
+with labels and weights is trained for an epoch first, on noise. `hard`: what rounds as much as it may
+(hard.py). `trained`: trained weights, real digits and imported classics (trained.py).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from backends.client import Worker, Workers
-from export import specs
+from backends.process.client import Worker, Workers
 from export.crosscheck import Depth, Report, Verdict, check_direct, examine, judge, probes, second_opinion
+from export.selftest import random_models
 from export.selftest.hard import hard_case
 from export.selftest.margins import Margins
+from export.selftest.random_models import Case, Seeded
 from export.selftest.trained import trained_case
-from export.specs import Case, Seeded
 from zoo import data
 from zoo.errors import Diverged, InvalidInput, WorkerDied
 from zoo.model import Model
@@ -34,7 +34,7 @@ MOST_ALONE = 25  # layers of a model of which each is run alone as well
 PROBES, LARGE = 8, 5_000_000  # fewer probes for models with more multiply-accumulates than this
 
 GENERATORS: dict[str, Callable[[int, Workers], Case]] = {
-    "random": lambda seed, workers: specs.random_case(Seeded(seed)),
+    "random": lambda seed, workers: random_models.random_case(Seeded(seed)),
     "hard": lambda seed, workers: hard_case(Seeded(seed)),
     "trained": trained_case,
 }

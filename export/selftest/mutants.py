@@ -18,10 +18,11 @@ import onnx
 from onnx import ModelProto, TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from backends.client import RemoteNetwork, Worker
 from backends.planting import FAULTS as PLANTED
 from backends.planting import FRAMEWORKS, planted_in
-from backends.reference import ReferenceNetwork, apply
+from backends.process.client import RemoteNetwork, Worker
+from backends.reference.network import ReferenceNetwork
+from backends.reference.rules import apply
 from export.crosscheck import (
     DIRECT,
     EVALUATOR,
@@ -41,8 +42,9 @@ from export.crosscheck.claims import held
 from export.crosscheck.graphs import expose, layer_tensors
 from export.crosscheck.inputs import batch_sizes
 from export.crosscheck.witnesses import OPERATORS
-from export.graph import INPUT, serialize, to_onnx
-from export.native import canonicalize
+from export.onnx.file import serialize
+from export.onnx.graph import INPUT, to_onnx
+from export.onnx.native import canonicalize
 from export.selftest import faults
 from export.selftest.faults import Change, changes
 from export.selftest.graph_faults import FILE, FROZEN, OCCASIONS, graphs, occasional, reweighed

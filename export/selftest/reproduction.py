@@ -1,6 +1,6 @@
 """Everything that computes a model, on one case; and a disagreement as a script of its own.
 
-A case (export.specs) goes through the backends in float64, where semantics are proved, and in
+A case (random_models.py) goes through the backends in float64, where semantics are proved, and in
 float32, where the cross-check judges every witness; its spec and its file must survive being
 written and read. What disagrees is a list of sentences.
 
@@ -18,14 +18,15 @@ from typing import NoReturn
 import numpy as np
 
 import zoo
-from backends.client import Workers
-from backends.reference import ReferenceNetwork
+from backends.process.client import Workers
+from backends.reference.network import ReferenceNetwork
 from export import crosscheck
-from export.graph import serialize, to_onnx
-from export.specs import Case
+from export.onnx.file import serialize
+from export.onnx.graph import to_onnx
+from export.selftest.random_models import Case
 from zoo import weights as weights_file
 from zoo.errors import ZooError
-from zoo.specfile import parse_spec
+from zoo.spec.file import parse_spec
 
 SEMANTICS = 1e-12  # relative to the largest value of a tensor, in float64
 FLOAT64 = 2.0**-29  # its rounding in units of float32's
@@ -35,7 +36,7 @@ _SCRIPT = """\
 {found}
 # It needs the zoo with {backends}. It prints what disagrees and exits with 1, or with 0 if nothing does.
 
-from export.reproduction import main
+from export.selftest.reproduction import main
 
 SPEC = r'''
 {spec}'''

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.client import Worker
+from backends.process.client import Worker
 from export.crosscheck import JUDGE, Verdict, probes, suspects
 from export.crosscheck.inputs import noise, plain
 from export.selftest.comparators import COMPARATORS, Pair

@@ -18,9 +18,9 @@ from functools import cache
 import numpy as np
 
 import backends
-from backends.client import Workers
+from backends.process.client import Workers
 from export.imports import originals, reading
-from export.specs import Case, Chooser, Seeded
+from export.selftest.random_models import Case, Chooser, Seeded
 from zoo import data, pretrained
 from zoo.errors import InvalidSpec
 from zoo.layers import Conv2d

@@ -74,9 +74,9 @@ def bench(
     a verdict. Exits 1 if any disagrees, crashes, or is int8 and loses too much.
     """
     check_packages()
-    from backends.client import Workers
-    from export import artifacts
+    from backends.process.client import Workers
     from export import bench as benching
+    from export.runs import sources
     from zoo import data, runs
 
     for file in files:
@@ -86,16 +86,16 @@ def bench(
     several = Several(models or documented())
     names = several.names
     found: list[dict[str, Any]] = []
-    sources = {}
+    located = {}
     for name in names:
         with several.going_on(name):
-            found_source = artifacts.find(
+            found_source = sources.find(
                 name, options["weights"], options["out"], options["seed"], terminal.say
             )
-            sources[name] = found_source
-    dataset = data.load(options["data"], options["data_dir"], terminal.say) if sources else data.digits()
+            located[name] = found_source
+    dataset = data.load(options["data"], options["data_dir"], terminal.say) if located else data.digits()
     with Workers() as workers:
-        for name, source in sources.items():
+        for name, source in located.items():
             with several.going_on(name), terminal.counter("block") as progress:
                 fitting = benching.images_of(source.model, dataset, options["data"])
                 measured = benching.measure(source, chosen, fitting, wish, workers, progress)

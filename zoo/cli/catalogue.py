@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 @json_option
 def list_(everything: bool, as_json: bool) -> None:
     """List the models, with the test accuracy of the weights that come with the package."""
-    from zoo import pretrained, registry
+    from zoo import pretrained
+    from zoo.models import registry
 
     models = [registry.get(name) for name in registry.names("all" if everything else registry.DOCUMENTED)]
     if as_json:
@@ -114,13 +115,13 @@ def show(model: str, diagram: str | None, language: str | None, out: Path | None
         raise InvalidInput("--diagram and --code together", "", "ask for one of them")
     if language:
         check_packages()
-        from export import code
+        from backends import programs
 
-        _give(spec, language, code.program(spec, language), out, as_json)
+        _give(spec, language, programs.program(spec, language), out, as_json)
         if out and not as_json:
             next_commands(["python", str(out), "weights.safetensors", "images.npy"])
     elif diagram:
-        from zoo.diagram import draw
+        from zoo.spec.diagram import draw
 
         _give(spec, diagram, draw(spec, diagram), out, as_json)
     elif out:
@@ -150,7 +151,7 @@ def _give(spec: Model, language: str, text: str, out: Path | None, as_json: bool
 
 def _described(spec: Model) -> dict[str, Any]:
     """The model as JSON data, with what follows from its layers."""
-    from zoo.model import receptive_fields
+    from zoo.spec.receptive_fields import receptive_fields
 
     seen = receptive_fields(spec)
     layers = [
@@ -181,7 +182,7 @@ def _described(spec: Model) -> dict[str, Any]:
 
 
 def _print_tables(spec: Model) -> None:
-    from zoo.model import receptive_fields
+    from zoo.spec.receptive_fields import receptive_fields
 
     click.echo(f"{spec.title}: {spec.parameters:,} parameters, {spec.macs:,} multiply-accumulates an image")
     click.echo(f"document: {spec.document or 'none'}\n")

@@ -13,7 +13,7 @@ from zoo import terminal
 from zoo.cli.options import check_packages, json_option, next_commands, print_json
 
 if TYPE_CHECKING:
-    from export.doctor import Report
+    from export.inference.doctor import Report
 
 
 @click.command(
@@ -35,7 +35,7 @@ def doctor(files: Sequence[Path], as_json: bool) -> None:
     held to what it gave itself at export.
     """
     check_packages()
-    from export import doctor as examining
+    from export.inference import doctor as examining
 
     reports = []
     for file in files:

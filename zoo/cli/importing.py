@@ -82,7 +82,7 @@ def import_(
     running what is in them.
     """
     check_packages()
-    from backends.client import Workers
+    from backends.process.client import Workers
     from export.imports import judging, originals
 
     origin, colon, known = source.partition(":")

@@ -26,7 +26,7 @@ def complete_model(context: click.Context, parameter: click.Parameter, typed: st
     """Names of models for the shell; where none fits, files and folders."""
     from click.shell_completion import CompletionItem
 
-    from zoo import registry
+    from zoo.models import registry
 
     fitting = [name for name in registry.names("all") if name.startswith(typed)]
     return [CompletionItem(name) for name in fitting] or [CompletionItem(typed, type="file")]
@@ -96,10 +96,10 @@ def model_of(text: str) -> Model:
     """The model that a command-line argument names."""
     if text.endswith(".onnx"):
         check_packages()
-        from export import artifacts
+        from export.onnx import contents
 
-        return artifacts.read_model(Path(text))
-    from zoo import registry
+        return contents.read_model(Path(text))
+    from zoo.models import registry
 
     return registry.resolve(text)[0]
 
@@ -148,7 +148,7 @@ class Several:
 
 
 def documented() -> list[str]:
-    from zoo import registry
+    from zoo.models import registry
 
     return registry.names()
 

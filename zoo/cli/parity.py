@@ -22,8 +22,8 @@ from zoo.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from export.mixed_precision import MixedParity
-    from export.parity import Course, Options, Parity
+    from backends.parity.course import Course, Options, Parity
+    from backends.parity.mixed_precision import MixedParity
     from zoo.model import Model
 
 
@@ -79,7 +79,7 @@ def parity(models: Sequence[str], backend_names: Sequence[str], as_json: bool, *
     """
     specs = [model_of(model) for model in models]
     check_packages()
-    from export import parity as training_parity
+    from backends.parity import course as training_parity
 
     chosen = training_parity.Options(**options)
     found: list[Parity | MixedParity] = []
@@ -109,8 +109,8 @@ def parity(models: Sequence[str], backend_names: Sequence[str], as_json: bool, *
 def _results(
     specs: Sequence[Model], names: Sequence[str], options: Options
 ) -> Iterator[Parity | MixedParity]:
-    from export import mixed_precision
-    from export import parity as training_parity
+    from backends.parity import course as training_parity
+    from backends.parity import mixed_precision
 
     tell = terminal.say, terminal.progress_bar
     if options.precision == "float32":
@@ -122,7 +122,7 @@ def _results(
 
 def _lines(result: Parity | MixedParity) -> str:
     """Tables and sentences of one model."""
-    from export.parity import Parity
+    from backends.parity.course import Parity
 
     lines = _course_lines(result) if isinstance(result, Parity) else _mixed_lines(result)
     lines += [""] * bool(result.findings)

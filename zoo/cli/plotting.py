@@ -23,7 +23,7 @@ from zoo.cli.options import (
 )
 from zoo.errors import InvalidInput, MachineError, nearest
 
-# What export.plots.kinds draws; it stands here because --help imports neither it nor matplotlib.
+# What export.plotting draws; it stands here because --help imports neither it nor matplotlib.
 KINDS = {
     "kernels": "a convolution's kernels before and after training",
     "grid": "all kernels of a convolution, output by input channels",
@@ -104,9 +104,9 @@ def plot(model: str, what: str | None, file: Path | None, show: bool, as_json: b
     check_packages()
     name = "" if text is None else f"{model_of(text).name}-"
     path = file or Path(f"{name}{what}.png")
-    canvas, kinds = _load()
+    canvas, plotting = _load()
     canvas.file_format(path)
-    figure = kinds.draw(what, text, kinds.Options(**options), terminal.say)
+    figure = plotting.draw(what, text, plotting.Options(**options), terminal.say)
     size = canvas.save(figure, path)
     if show and click.launch(str(path)):
         raise MachineError("no program opens the picture", path, "open it yourself")
@@ -131,9 +131,10 @@ def _load() -> tuple[Any, Any]:
     """export.plots' modules canvas and kinds."""
     quiet_matplotlib()
     try:
-        from export.plots import canvas, kinds
+        from export import plotting
+        from export.plots import canvas
     except UnicodeDecodeError:
         raise MachineError(
             "matplotlib cannot read its settings: they are not UTF-8", "matplotlibrc", "move the file away"
         ) from None
-    return canvas, kinds
+    return canvas, plotting

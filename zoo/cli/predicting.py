@@ -69,10 +69,10 @@ def predict(
     """
     check_packages()
     from export import predict as predicting
-    from zoo import pictures
+    from zoo.images import decoding
 
     predictor = predicting.load(model, weights, runs, backend, terminal.say)
-    found = list(pictures.expand(images))
+    found = list(decoding.expand(images))
     watched = len(found) >= MANY and sys.stderr.isatty()
     with click.progressbar(found, label="reading", file=sys.stderr, hidden=not watched) as files:
         outcomes = predictor.predict_files(files)

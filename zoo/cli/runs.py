@@ -84,8 +84,8 @@ def build(models: Sequence[str], backend_names: Sequence[str], as_json: bool, **
     specs = [model_of(model) for model in models or documented()]
     check_packages()
     quiet_matplotlib()
-    from export import build as building
-    from export.tables import build_table
+    from export.runs import build as building
+    from export.runs.table import build_table
 
     wished = building.Options(**options)  # a wrong option is one with or without a framework
     chosen = chosen_backends(backend_names, needed=not wished.pretrained) or ["reference"]
@@ -173,20 +173,21 @@ def export(
     Its size and speed are told as measured here, also where it is slower.
     """
     check_packages()
-    from export import artifacts, quantization
+    from export.reduced import quantization
+    from export.runs import deploy, sources
     from zoo import data as data_sets
 
     wish = quantization.wish(int8, float16, exporter, calibration, max_drop)
     suffix = f"-{wish.precision}" if wish else ""
-    target = artifacts.Target(file or Path(f"{model_of(model).name}{suffix}.onnx"), exporter, backend)
-    source = artifacts.find(model, weights, runs, seed, terminal.say, backend, fall_back=False)
+    target = deploy.Target(file or Path(f"{model_of(model).name}{suffix}.onnx"), exporter, backend)
+    source = sources.find(model, weights, runs, seed, terminal.say, backend, fall_back=False)
     dataset = data_sets.load(data, data_dir, terminal.say)
     if wish:
         data_sets.check_fits(source.model, dataset)
         exported = quantization.export(source, target.path, wish, dataset)
     else:
         images, told = images_for(source.model, dataset, data)
-        exported = artifacts.export(source, target, images, told)
+        exported = deploy.export(source, target, images, told)
     if as_json:
         print_json(exported)
         return
@@ -216,7 +217,7 @@ def report(folder: Path, file: Path | None, as_json: bool) -> None:
     Tables, curves, kernels, mistakes and agreement, from the files of the runs alone.
     """
     check_packages()
-    from export import report as reporting
+    from export.runs import page as reporting
 
     file = file or folder / reporting.FILE
     entries, failures = reporting.write(folder, file)

@@ -37,8 +37,8 @@ def validate(files: tuple[Path, ...], as_json: bool) -> None:
     For a sound one it prints what each layer gives; for another the first error with its field,
     its line and the nearest name. The exit code is that of the first file that is wrong.
     """
-    from zoo.registry import check_builtin
-    from zoo.specfile import load_spec
+    from zoo.models.registry import check_builtin
+    from zoo.spec.file import load_spec
 
     results: list[dict[str, Any]] = []
     failed: ZooError | None = None
@@ -122,7 +122,7 @@ def init(model: str, name: str | None, language: str | None, out: Path | None) -
 @spec.command("schema", epilog="\b\nExamples:\n  zoo spec schema > spec.schema.json")
 def schema_() -> None:
     """Print the JSON Schema of spec files, for editors that complete and check them."""
-    from zoo import schema
+    from zoo.spec import schema
 
     print_json(schema.schema())
 
@@ -132,9 +132,10 @@ def _language(path: Path | None) -> str:
 
 
 def _write(model: Model, language: str, out: Path | None) -> None:
-    from zoo import runs, specfile
+    from zoo import runs
+    from zoo.spec import file
 
-    text = specfile.write(model, language)
+    text = file.write(model, language)
     if out is None:
         click.echo(text, nl=False)
         return

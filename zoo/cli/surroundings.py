@@ -113,7 +113,7 @@ def _described(plugin: Plugin) -> dict[str, Any]:
 
 def _tried(plugin: Plugin) -> dict[str, Any]:
     """Whether it loads, in a process of its own."""
-    from backends.client import Worker
+    from backends.process.client import Worker
 
     try:
         with Worker(plugin.name) as worker:

@@ -29,7 +29,7 @@ from zoo.cli.options import (
 from zoo.cli.runs import WEIGHTS
 
 if TYPE_CHECKING:
-    from export.artifacts import Source
+    from export.runs.sources import Source
 
 
 SEARCH = 2.0  # seconds a model
@@ -104,9 +104,11 @@ def verify(
     a file is not what it says. With no --backend, Keras' other engines are asked as well.
     """
     check_packages()
-    from backends.client import Workers
-    from export import artifacts, crosscheck, reports
+    from backends.process.client import Workers
+    from export import crosscheck
+    from export.crosscheck import reports
     from export.crosscheck.verification import check_layers
+    from export.runs import sources
     from zoo import data, runs
 
     for file in files:
@@ -120,21 +122,21 @@ def verify(
         options["inputs_seed"] = _drawn_seed()
     seconds = SEARCH if options["search"] is None else options["search"]
     found: list[dict[str, Any]] = []
-    sources: dict[str, Source] = {}
+    located: dict[str, Source] = {}
     for name in names:
         with several.going_on(name):
-            source = artifacts.find(name, weights, out, seed, terminal.say, whose)
+            source = sources.find(name, weights, out, seed, terminal.say, whose)
             check_layers(source.model, layers)
-            sources[name] = source
-    wanted = sources and options["images"] is None
+            located[name] = source
+    wanted = located and options["images"] is None
     dataset = data.load(options["data"], options["data_dir"], terminal.say) if wanted else data.digits()
     with Workers() as workers:
-        for name, source in sources.items():
+        for name, source in located.items():
             with several.going_on(name):
                 if options["images"] is None:
                     images, told = images_for(source.model, dataset, options["data"])
                 else:
-                    images = artifacts.images_of(options["images"], source.model)
+                    images = sources.images_of(options["images"], source.model)
                     told = f"{len(images):,} images of {options['images']}"
                 with _at_work(source.model.name) as at_work:
                     report = crosscheck.verify(
@@ -154,7 +156,7 @@ def verify(
                 report.origin, report.data = source.origin, told
                 same = "auto" if images is None else dataset.name
                 report.command = _command(name, source.run, same, backend_names, layers, options)
-                image = None if layers else artifacts.keep_image(source, report, out)
+                image = None if layers else sources.keep_image(source, report, out)
                 if image is not None:
                     report.image = str(image)
                     report.image_command = _at(image, report.command)
@@ -163,7 +165,7 @@ def verify(
                 if not as_json:
                     click.echo(reports.terminal_lines(found[-1]))
                 if not layers:
-                    artifacts.keep_report(source, report)
+                    sources.keep_report(source, report)
     failed = several.failed
     if as_json:
         print_json(found)
@@ -227,7 +229,7 @@ def _at_work(model: str) -> Iterator[Callable[[str], None]]:
     """Which witness is heard, on a terminal, while it takes its time. Silent elsewhere."""
     from tqdm import tqdm
 
-    from export.reports import plain
+    from export.crosscheck.reports.words import plain
 
     form = "{desc} {elapsed}"
     with tqdm(desc=model, file=sys.stderr, disable=None, leave=False, bar_format=form) as bar:

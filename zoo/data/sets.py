@@ -8,53 +8,22 @@ checked for structure, files that are downloaded for SHA-256 as well.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
-import threading
-import time
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from zoo.data import download
+from zoo.data.idx import FILES, read_idx
 from zoo.errors import DataError, InvalidInput, MachineError, nearest
 from zoo.model import Model
 from zoo.randomness import permutation
 
 CLASSES = 10
-LARGEST_IDX = 2**27  # bytes; three times MNIST
-FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
-MIRRORS = (
-    "https://ossci-datasets.s3.amazonaws.com/mnist/",
-    "https://storage.googleapis.com/cvdf-datasets/mnist/",
-)
-CONNECT_SECONDS = 5.0  # for all mirrors together
-STALL_SECONDS = 15.0
-FETCH_SECONDS = 900.0  # for one file
-
-
-class Official(NamedTuple):
-    """Size in bytes and SHA-256 of one of MNIST's official .gz files."""
-
-    size: int
-    sha256: str
-
-
-MNIST_GZ = {
-    FILES[0]: Official(9_912_422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
-    FILES[1]: Official(28_881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
-    FILES[2]: Official(1_648_877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
-    FILES[3]: Official(4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
-}
 
 
 @dataclass(frozen=True)
@@ -141,7 +110,7 @@ def load(data: str = "auto", folder: str | Path | None = None, say: Callable[[st
     if data in ("auto", "mnist"):
         try:
             root = data_folder(folder)
-            found = find(root) or download(root, say)
+            found = find(root) or download.download(root, say)
         except MachineError as error:
             if data == "mnist":
                 raise
@@ -184,8 +153,8 @@ def present(folder: str | Path | None = None) -> list[Dataset]:
 def describe(dataset: Dataset) -> dict[str, Any]:
     """A data set as JSON data: sizes, folder, hashes of its content and of its .gz files."""
     place = Path(dataset.source)
-    files = {path.name: sha256(path) for path in sorted(place.glob("*ubyte*")) if path.is_file()}
-    known = {f"{name}.gz": official.sha256 for name, official in MNIST_GZ.items()}
+    files = {path.name: download.sha256(path) for path in sorted(place.glob("*ubyte*")) if path.is_file()}
+    known = {f"{name}.gz": official.sha256 for name, official in download.MNIST_GZ.items()}
     return {
         "name": dataset.name,
         "train": len(dataset.train_labels),
@@ -269,7 +238,7 @@ def read_folder(place: Path, name: str, verify: bool = False) -> Dataset:
         path = _file(place, file)
         if path is None:
             raise DataError(f"{file} is missing", place)
-        if verify and path.suffix == ".gz" and sha256(path) != MNIST_GZ[file].sha256:
+        if verify and path.suffix == ".gz" and download.sha256(path) != download.MNIST_GZ[file].sha256:
             raise DataError("the file was altered after its download", path, "delete it and try again")
         arrays.append(read_idx(path, dimensions=3 if "images" in file else 1))
     for images, labels, part in ((arrays[0], arrays[1], "train"), (arrays[2], arrays[3], "t10k")):
@@ -290,40 +259,6 @@ def read_folder(place: Path, name: str, verify: bool = False) -> Dataset:
     )
 
 
-def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """The array of an IDX file of unsigned bytes, .gz or not; raises DataError if it is not sound.
-
-    Nothing beyond the size that the header announces is ever unpacked.
-    """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            header = file.read(4)
-            if len(header) < 4 or header[:2] != b"\0\0":
-                raise DataError("not an IDX file", path)
-            if header[2] != 8:
-                raise DataError(f"IDX element type {header[2]:#x}, only unsigned bytes are read", path)
-            if header[3] != dimensions:
-                raise DataError(f"{header[3]} dimensions where {dimensions} are expected", path)
-            sizes = file.read(4 * dimensions)
-            if len(sizes) < 4 * dimensions:
-                raise DataError("the IDX header is cut off", path)
-            shape = tuple(int(n) for n in np.frombuffer(sizes, dtype=">u4"))
-            count = int(np.prod(shape, dtype=object))
-            if not 0 < count <= LARGEST_IDX:
-                raise DataError(f"the IDX header announces the shape {shape}", path)
-            values = bytearray()
-            while chunk := file.read(min(2**24, count + 1 - len(values))):
-                values += chunk
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"the .gz is damaged: {error}", path, "fetch it again") from None
-    except OSError as error:
-        raise DataError(f"cannot read: {error.strerror}", path) from None
-    if len(values) != count:
-        relation = "more" if len(values) > count else "fewer"
-        raise DataError(f"{relation} values than the {count:,} that the IDX header announces", path)
-    return np.frombuffer(values, dtype=np.uint8).reshape(shape)
-
-
 def digits() -> Dataset:
     """The embedded data set: 1,797 real scans of handwritten digits, brought to 1 x 28 x 28.
 
@@ -332,7 +267,7 @@ def digits() -> Dataset:
     20 x 20 and centred in 28 x 28, as MNIST's digits are. A fixed random choice of 1,500 trains, the
     other 297 test; scans by one writer are in both parts.
     """
-    place = Path(__file__).parent / "digits"
+    place = Path(__file__).parents[1] / "digits"
     small = read_idx(place / "images-idx3-ubyte.gz", dimensions=3)
     labels = read_idx(place / "labels-idx1-ubyte.gz", dimensions=1).astype(np.int64)
     order = permutation(0, "digits", len(labels))
@@ -351,105 +286,3 @@ def _enlarge(small: np.ndarray) -> np.ndarray:
     hundredths = weight @ small.astype(np.int64) @ weight.T
     large = (hundredths * 255 + 800) // 1600
     return np.pad(large, ((0, 0), (4, 4), (4, 4))).astype(np.uint8)
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def download(root: Path, say: Callable[[str], None] = print) -> Path:
-    """Download MNIST into root/MNIST/raw, verified; returns that folder.
-
-    https only, no redirects. One process at a time downloads. Raises MachineError when no mirror
-    answers within 5 seconds, or on any failure of the disk.
-    """
-    listed = ", ".join(f"{name}.gz (SHA-256 {official.sha256})" for name, official in MNIST_GZ.items())
-    by_hand = f"place {listed} into {root / 'MNIST' / 'raw'}"
-    first = _first_mirror()
-    if first is None:
-        raise MachineError(f"no mirror of MNIST answered within {CONNECT_SECONDS:g} s", MIRRORS[0], by_hand)
-    failures: list[MachineError] = []
-    for mirror in (first, *(mirror for mirror in MIRRORS if mirror != first)):
-        try:
-            return _download_from(mirror, root / "MNIST" / "raw", say)
-        except MachineError as error:
-            failures.append(error)
-    raise MachineError(failures[0].what, failures[0].where, by_hand)
-
-
-def _download_from(mirror: str, place: Path, say: Callable[[str], None]) -> Path:
-    """Fetch what is missing of MNIST from one mirror into a folder; raises MachineError."""
-    import filelock
-    import requests
-
-    from zoo.runs import write_atomically
-
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(str(place / ".download.lock")):
-            for name, official in MNIST_GZ.items():
-                if (place / f"{name}.gz").is_file() and sha256(place / f"{name}.gz") == official.sha256:
-                    continue
-                say(f"downloading {mirror}{name}.gz")
-                write_atomically(place / f"{name}.gz", _fetch(f"{mirror}{name}.gz", official))
-    except requests.RequestException as error:
-        raise MachineError(f"the download failed: {type(error).__name__}", mirror) from None
-    except OSError as error:
-        raise MachineError(f"cannot store MNIST: {error.strerror or error}", place) from None
-    return place
-
-
-def _fetch(url: str, official: Official) -> bytes:
-    """The content of a file on a server, if it is the official one; raises MachineError.
-
-    No more than its size is taken, within FETCH_SECONDS. Raises requests.RequestException where the
-    connection fails or nothing comes for STALL_SECONDS.
-    """
-    import requests
-
-    content = bytearray()
-    started = time.monotonic()
-    waits = (CONNECT_SECONDS, STALL_SECONDS)
-    with requests.get(url, timeout=waits, allow_redirects=False, stream=True) as answer:
-        if answer.status_code != 200:
-            raise MachineError(f"the download failed: the server answers {answer.status_code}", url)
-        for chunk in answer.iter_content(2**16):
-            content += chunk
-            if len(content) > official.size:
-                break
-            if time.monotonic() - started > FETCH_SECONDS:
-                raise MachineError(f"the download took longer than {FETCH_SECONDS:g} s", url)
-    if hashlib.sha256(content).hexdigest() != official.sha256:
-        raise MachineError("the download is not MNIST: its SHA-256 differs", url)
-    return bytes(content)
-
-
-def _first_mirror() -> str | None:
-    """The first mirror to say that it has a file, or None after CONNECT_SECONDS."""
-    import requests
-
-    answered: list[str] = []
-    done = threading.Event()
-    waiting = [len(MIRRORS)]
-    lock = threading.Lock()
-
-    def ask(mirror: str) -> None:
-        try:
-            url = f"{mirror}{FILES[3]}.gz"
-            answer = requests.head(url, timeout=CONNECT_SECONDS, allow_redirects=False)
-            if answer.status_code == 200:
-                answered.append(mirror)
-                done.set()
-        except (requests.RequestException, OSError):  # OSError: certificates that are not there
-            pass
-        with lock:
-            waiting[0] -= 1
-            if not waiting[0]:
-                done.set()
-
-    for mirror in MIRRORS:  # daemons: a resolver that hangs must not hold up the process
-        threading.Thread(target=ask, args=(mirror,), daemon=True).start()
-    done.wait(CONNECT_SECONDS)
-    return answered[0] if answered else None

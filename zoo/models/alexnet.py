@@ -3,8 +3,8 @@
 from zoo.layers import AdaptiveAvgPool2d, Conv2d, Dense, Dropout, Flatten, MaxPool2d, ReLU
 from zoo.model import Model
 from zoo.models import classic
+from zoo.models.registry import register
 from zoo.recipe import SGD, Recipe
-from zoo.registry import register
 
 
 @register("alexnet", parameters=61_100_840, group=classic.GROUP)

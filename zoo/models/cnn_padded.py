@@ -2,8 +2,8 @@
 
 from zoo.layers import Conv2d, Dense, Flatten, MaxPool2d, ReLU
 from zoo.model import Model
+from zoo.models.registry import register
 from zoo.recipe import SGD, Recipe
-from zoo.registry import register
 
 
 @register("cnn-padded", parameters=28_938)

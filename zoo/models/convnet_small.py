@@ -2,8 +2,8 @@
 
 from zoo.layers import Conv2d, Dense, Flatten, ReLU, Softmax
 from zoo.model import Model
+from zoo.models.registry import register
 from zoo.recipe import Adam, Recipe
-from zoo.registry import register
 
 
 @register("convnet-small", parameters=141_258)

@@ -15,8 +15,8 @@ from zoo.layers import (
 )
 from zoo.model import Model
 from zoo.models import classic
+from zoo.models.registry import register
 from zoo.recipe import SGD, Recipe
-from zoo.registry import register
 
 GROWTH = 32  # channels that each dense layer adds
 BLOCKS = (6, 12, 24, 16)  # dense layers

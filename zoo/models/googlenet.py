@@ -3,8 +3,8 @@
 from zoo.layers import Concat, Conv2d, Dense, Dropout, Flatten, GlobalAvgPool2d, Layer, MaxPool2d, ReLU
 from zoo.model import Model
 from zoo.models import classic
+from zoo.models.registry import register
 from zoo.recipe import SGD, Recipe
-from zoo.registry import register
 
 EPSILON = 1e-3  # of torchvision's batch normalisations
 RECIPE = Recipe(SGD(learning_rate=0.01, momentum=0.9), batch_size=256, epochs=90)

@@ -3,8 +3,8 @@
 from zoo.layers import AvgPool2d, Conv2d, Dense, Flatten, Tanh
 from zoo.model import Model
 from zoo.models import classic
+from zoo.models.registry import register
 from zoo.recipe import Adam, Recipe
-from zoo.registry import register
 
 
 @register("lenet-5", parameters=61_706, group=classic.GROUP)

@@ -18,8 +18,8 @@ from zoo.layers import (
 )
 from zoo.model import Model
 from zoo.models import classic
+from zoo.models.registry import register
 from zoo.recipe import Recipe, RMSprop
-from zoo.registry import register
 
 STAGES = (  # expansion, channels, blocks, stride of the first one
     (1, 16, 1, 1),

@@ -7,9 +7,9 @@ images had no part in it. zoo/pretrained/index.json has what they score.
 from zoo.layers import Dense, Flatten, GlobalAvgPool2d, MaxPool2d
 from zoo.model import Model
 from zoo.models.classic import conv_bn_relu
+from zoo.models.registry import register
 from zoo.models.resnet import block
 from zoo.recipe import SGD, RandomAffine, Recipe, WarmupCosine
-from zoo.registry import register
 
 GROUP = "modern"
 

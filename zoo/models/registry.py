@@ -12,7 +12,7 @@ from pathlib import Path
 
 from zoo.errors import InvalidInput, InvalidSpec, nearest
 from zoo.model import Model
-from zoo.specfile import load_spec, parse_spec
+from zoo.spec.file import load_spec, parse_spec
 
 DOCUMENTED = "documented"
 

@@ -3,8 +3,8 @@
 from zoo.layers import BatchNorm, Conv2d, Dense, Flatten, GlobalAvgPool2d, Layer, MaxPool2d, ReLU, Residual
 from zoo.model import Model
 from zoo.models import classic
+from zoo.models.registry import register
 from zoo.recipe import SGD, Recipe
-from zoo.registry import register
 
 
 @register("resnet18", parameters=11_689_512, group=classic.GROUP)

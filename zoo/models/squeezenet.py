@@ -3,8 +3,8 @@
 from zoo.layers import Concat, Conv2d, Dropout, Flatten, GlobalAvgPool2d, Layer, MaxPool2d, ReLU
 from zoo.model import Model
 from zoo.models import classic
+from zoo.models.registry import register
 from zoo.recipe import SGD, Recipe
-from zoo.registry import register
 
 
 @register("squeezenet1.1", parameters=1_235_496, group=classic.GROUP)

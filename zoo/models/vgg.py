@@ -3,8 +3,8 @@
 from zoo.layers import AdaptiveAvgPool2d, BatchNorm, Conv2d, Dense, Dropout, Flatten, Layer, MaxPool2d, ReLU
 from zoo.model import Model
 from zoo.models import classic
+from zoo.models.registry import register
 from zoo.recipe import SGD, Recipe
-from zoo.registry import register
 
 STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))  # filters of the convolutions before each pool
 

@@ -3,7 +3,7 @@
 Beside this file lie, for each model, its canonical weights (safetensors) and its ONNX file, and
 index.json, which says what they were made from (recipe, seed, data, versions), what they score and
 which SHA-256 the files have. A file is compared with its SHA-256 before anyone parses it.
-Importing this module imports no NumPy; `export.pretrained` writes the files.
+Importing this module imports no NumPy; `export.runs.shipping` writes the files.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo import registry
 from zoo.errors import DataError, InvalidInput, nearest
 from zoo.model import Model
+from zoo.models import registry
 
 if TYPE_CHECKING:
     import numpy as np

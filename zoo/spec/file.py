@@ -1,10 +1,10 @@
 """Spec files: a model as TOML or JSON, read strictly and written whole.
 
-Both languages have one schema (zoo.schema, published as docs/spec.schema.json); the spec.json of a run
+Both languages have one schema (zoo.spec.schema, published as docs/spec.schema.json); the spec.json of a run
 is such a file with every default written out. What a file may say in short, and a run's never does:
 
 - padding = "same" on a convolution or pool, which becomes the four sides for the size of its input;
-- blocks, layers that are used several times (zoo.composition);
+- blocks, layers that are used several times (zoo.spec.blocks);
 - nothing where the language has a default.
 
 Every error names the field, and the line where it stands.
@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import DataError, InvalidInput, InvalidSpec, nearest
-from zoo.model import LARGEST_SPEC, Model, from_dict
+from zoo.model import LARGEST_SPEC, Model
+from zoo.spec.form import from_dict
 
 LANGUAGES = ("toml", "json")
 MOST_DOTS = 50  # in a TOML key; a spec's deepest has three

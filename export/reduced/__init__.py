@@ -1,0 +1,1 @@
+"""Smaller files: int8 and float16, and how much accuracy they cost."""
