@@ -32,7 +32,6 @@ from export.onnx.file import serialize
 from export.onnx.graph import to_onnx
 from export.onnx.native import canonicalize
 from export.reduced import accuracy_drop, quantization
-from export.runs import build
 from export.runs.sources import Source
 from zoo import data, machine, terminal, timing, weights
 from zoo.errors import BackendUnavailable, InvalidInput, MachineError, NotSupported, ZooError, nearest
@@ -322,7 +321,7 @@ class _Field:
         if verdict.outputs is not None and self.labels is not None:
             competitor.accuracy = measures.accuracy(verdict.outputs, self.labels)
         if not verdict.passed:
-            competitor.verdict, competitor.why = FAILED, build.failure(verdict)
+            competitor.verdict, competitor.why = FAILED, verdict.failure
             if verdict.error:
                 competitor.block = None
 

@@ -21,7 +21,7 @@ from backends.process.client import Worker
 from export.crosscheck import verification
 from export.onnx import contents
 from export.runs import build, card, deploy, sources
-from export.runs.build import Options
+from export.runs.options import Options
 from zoo import weights
 from zoo.errors import CheckFailed, DataError, Diverged, InvalidInput, MachineError, WorkerDied
 from zoo.recipe import SGD

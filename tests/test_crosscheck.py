@@ -20,6 +20,7 @@ from backends.reference.rules import apply
 from export import crosscheck
 from export.crosscheck import Verdict, compare, decide, examine, judge, probes, reports, verification
 from export.crosscheck.inputs import batch_sizes
+from export.crosscheck.verdict import Batches, Probes
 from export.crosscheck.witnesses import OPERATORS
 from export.inference.session import Session
 from export.onnx.file import serialize
@@ -572,3 +573,12 @@ def test_a_pool_of_onnx_that_is_not_known_stops() -> None:
     node = helper.make_node("MaxPool", ["image"], ["y"], kernel_shape=(2, 2), dilations=(2, 2))
     with pytest.raises(NotImplementedError, match="dilations"):
         ReferenceEvaluator(node, new_ops=OPERATORS).run(None, {"image": np.zeros((1, 1, 4, 4), np.float32)})
+
+
+def test_a_failure_says_where_it_shows() -> None:
+    good = crosscheck.Comparison(1e-6, 1e-5, 0.1)
+    bad = crosscheck.Comparison(1e-4, 1e-5, 10.0, (0, 1), 1.0, 2.0)
+    batches = Batches((5,), bad, 5, identical=False)
+    assert "disagrees in a batch of 5: max|d| 1.0e-04" in Verdict("w", good, batches=batches).failure
+    assert "disagrees on probes: max|d|" in Verdict("w", good, probes=Probes(bad)).failure
+    assert Verdict("w", good, untrue=("zoo.labels is a lie",)).failure == "w: zoo.labels is a lie"

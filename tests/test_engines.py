@@ -18,7 +18,7 @@ from backends.parity import course
 from backends.process import client
 from backends.process.client import Worker
 from export.runs import build
-from export.runs.build import Options
+from export.runs.options import Options
 from zoo import data
 from zoo.errors import BackendUnavailable, MachineError, NotSupported
 from zoo.layers import AvgPool2d, BatchNorm, Conv2d, Dense, Dropout, Flatten, MaxPool2d, ReLU, Softmax

@@ -11,7 +11,7 @@ import pytest
 
 import zoo
 from export.runs import build, tensorboard
-from export.runs.build import Options
+from export.runs.options import Options
 from zoo import pretrained, runs
 from zoo.errors import BackendUnavailable
 from zoo.training import loop

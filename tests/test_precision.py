@@ -18,7 +18,7 @@ from backends.parity.mixed_precision import FirstStep
 from backends.process.client import Worker
 from backends.testing.layer_table import rows
 from export.runs import build
-from export.runs.build import Options
+from export.runs.options import Options
 from zoo import data, machine, precision
 from zoo.errors import CheckFailed, InvalidInput, NotSupported
 from zoo.layers import BatchNorm, Conv2d, Dense, Dropout, Flatten, MaxPool2d, ReLU

@@ -127,7 +127,8 @@ def test_exporting_again_changes_nothing(copy: Path) -> None:
 
 
 def test_only_documented_runs_are_shipped(tmp_path: Path) -> None:
-    from export.runs.build import Options, build
+    from export.runs.build import build
+    from export.runs.options import Options
 
     options = Options(data="digits", out=tmp_path, pretrained=True)
     (outcome,) = build([zoo.get("lenet-dropout")], ["reference"], options, print)
@@ -145,7 +146,8 @@ def test_the_interval_is_wilsons(accuracy: float, images: int) -> None:
 
 
 def test_build_pretrained_without_any_framework(tmp_path: Path) -> None:
-    from export.runs.build import Options, build
+    from export.runs.build import build
+    from export.runs.options import Options
     from export.runs.table import build_table
 
     options = Options(data="digits", out=tmp_path, pretrained=True)
@@ -199,7 +201,8 @@ def test_the_verdict_of_a_build_names_its_data_and_whom_it_warns_of() -> None:
 
 
 def test_build_pretrained_on_a_backend(tmp_path: Path, framework: str) -> None:
-    from export.runs.build import Options, build
+    from export.runs.build import build
+    from export.runs.options import Options
 
     options = Options(data="digits", out=tmp_path, pretrained=True)
     (outcome,) = build([zoo.get("lenet-dropout")], [framework], options, print)
@@ -212,7 +215,7 @@ def test_build_pretrained_on_a_backend(tmp_path: Path, framework: str) -> None:
 
 @pytest.mark.parametrize("option", [{"epochs": 1}, {"limit": 10}, {"seed": 1}])
 def test_pretrained_does_not_train(option: dict[str, int]) -> None:
-    from export.runs.build import Options
+    from export.runs.options import Options
 
     with pytest.raises(InvalidInput, match="--pretrained does not train"):
         Options(pretrained=True, **option)  # type: ignore[arg-type]

@@ -14,8 +14,9 @@ import pytest
 import zoo
 from export.plots import mistakes, probabilities
 from export.runs import card, gallery, page
-from export.runs.build import Options, build
+from export.runs.build import build
 from export.runs.card import model_card
+from export.runs.options import Options
 from zoo import cli, data, runs
 from zoo.errors import DataError
 from zoo.training import measures

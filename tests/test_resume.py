@@ -22,7 +22,7 @@ import pytest
 import zoo
 from backends.process.client import RemoteNetwork
 from export.runs import build
-from export.runs.build import Options
+from export.runs.options import Options
 from zoo import data
 from zoo.errors import DataError, Diverged, Interrupted, InvalidInput, MachineError
 from zoo.network import Backend

@@ -177,6 +177,26 @@ class Verdict:
         return next((path for path, layer in self.layers.items() if not layer.passed), None)
 
     @property
+    def failure(self) -> str:
+        """One sentence on what is wrong, if it failed."""
+        if self.error:
+            return f"{self.witness} failed: {self.error}"
+        if self.culprit:
+            return f"{self.witness} disagrees from {self.culprit} on: {self.layers[self.culprit]}"
+        parts: list[tuple[str, Comparison | None]] = [(":", self.output), (": logits", self.logits)]
+        if self.probes:
+            parts += [(" on probes:", self.probes.output), (" on probes: logits", self.probes.logits)]
+        if self.batches:
+            parts.append((f" in a batch of {self.batches.worst_size}:", self.batches.worst))
+        for place, part in parts:
+            if part is not None and not part.passed:
+                return f"{self.witness} disagrees{place} {part}"
+        if self.untrue:
+            return f"{self.witness}: {self.untrue[0]}"
+        forbidden = self.decisions.forbidden if self.decisions else []
+        return f"{self.witness} decides otherwise on images {forbidden[:10]}"
+
+    @property
     def whole(self) -> list[Comparison]:
         """What was compared of the whole network's outputs."""
         parts = [self.output, self.logits]

@@ -41,7 +41,7 @@ from export.onnx.file import describe, serialize
 from export.onnx.graph import BATCH, INPUT, IR_VERSION, tensor_name, to_layers_onnx, to_onnx
 from export.reduced import accuracy_drop
 from export.reduced.accuracy_drop import Drop
-from export.runs import build, card
+from export.runs import card
 from export.runs.sources import Source
 from zoo import data, randomness, runs, timing
 from zoo.errors import CheckFailed, InvalidInput
@@ -359,7 +359,7 @@ def export(source: Source, file: Path, wish: Reduction, dataset: data.Dataset) -
     report = crosscheck.verify(model, weights, [], images)
     for verdict in report.verdicts:
         if not verdict.passed:
-            raise CheckFailed(build.failure(verdict), source.origin, "nothing was written")
+            raise CheckFailed(verdict.failure, source.origin, "nothing was written")
     calibrated = calibration(dataset, wish.calibration)
     content, shown = reduce(model, weights, wish.precision, calibrated)
     drop = judge(report.onnx, content, images, labels, wish.most)

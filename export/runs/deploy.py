@@ -12,7 +12,8 @@ import onnx
 
 import backends
 from export import crosscheck
-from export.runs import build, card
+from export.runs import card
+from export.runs.options import EXPORTERS
 from export.runs.sources import Source
 from zoo import runs
 from zoo.errors import CheckFailed, InvalidInput
@@ -30,7 +31,7 @@ class Target:
     backend: str | None = None
 
     def __post_init__(self) -> None:
-        if self.exporter not in build.EXPORTERS:
+        if self.exporter not in EXPORTERS:
             raise InvalidInput(f"unknown exporter {self.exporter!r}", "--exporter", "direct or native")
         if self.backend is not None and not backends.trains(backends.canonical(self.backend)):
             raise InvalidInput(f"the backend {self.backend!r} exports nothing", "--backend")
@@ -51,7 +52,7 @@ def export(source: Source, target: Target, images: np.ndarray | None, told: str 
     report = crosscheck.verify(source.model, source.weights, [name] if name else [], images)
     for verdict in report.verdicts:
         if not verdict.passed:
-            raise CheckFailed(build.failure(verdict), source.origin, "nothing was written")
+            raise CheckFailed(verdict.failure, source.origin, "nothing was written")
     witness = report.verdict(crosscheck.native_name(name) if name else crosscheck.DIRECT)
     if witness.skipped or witness.output is None:
         raise InvalidInput(witness.skipped, "--exporter", "use --exporter direct")

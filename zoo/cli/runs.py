@@ -85,9 +85,10 @@ def build(models: Sequence[str], backend_names: Sequence[str], as_json: bool, **
     check_packages()
     quiet_matplotlib()
     from export.runs import build as building
+    from export.runs.options import Options
     from export.runs.table import build_table
 
-    wished = building.Options(**options)  # a wrong option is one with or without a framework
+    wished = Options(**options)  # a wrong option is one with or without a framework
     chosen = chosen_backends(backend_names, needed=not wished.pretrained) or ["reference"]
     outcomes = building.build(specs, chosen, wished, terminal.say, terminal.progress_bar)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
