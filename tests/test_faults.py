@@ -333,7 +333,7 @@ def test_a_framework_that_is_too_old(framework: str, monkeypatch: pytest.MonkeyP
     name = {"torch": "pytorch", "keras": "keras3"}[framework]
     if framework == "keras":
         monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
-    module = importlib.import_module(f"backends.{name}")
+    module = importlib.import_module(f"backends.{name}.backend")
     monkeypatch.setattr(module, "MINIMUM", (99, 0))
     with pytest.raises(BackendUnavailable, match=f"{framework} .* is too old.*pip install -U {framework}"):
         module.backend()
