@@ -12,8 +12,8 @@ import nox
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.sessions = ["lint", "types", "bare", "doctor", "torch", "keras", "cross", "notebooks"]
 nox.options.error_on_missing_interpreters = True
-# With the model of tests/test_selftest.py it has every fault of torch, Keras and ONNX files; on Keras' other
-# engines those of a softmax and of padding are left to the session `selftest`, which takes all five.
+# With the model of tests/export/test_selftest.py it has every fault of torch, Keras and ONNX files; on Keras'
+# other engines those of a softmax and of padding are left to the session `selftest`, which takes all five.
 SCORED = ("lenet-dropout",)
 # Most tests wait for one process at a time, a framework that starts: so several of them run at once.
 SPREAD = ("-n", "auto", "--dist", "worksteal")
@@ -116,7 +116,7 @@ def notebooks(session: nox.Session) -> None:
 def properties(session: nox.Session) -> None:
     """2,000 random specs through every backend and exporter, others each time: about a quarter of an hour."""
     session.install("-e", ".[all]", "hypothesis", "pytest", "scipy")
-    _test(session, "-m", "cross", "tests/test_properties.py", backends="torch,keras", specs=2000)
+    _test(session, "-m", "cross", "tests/export/test_properties.py", backends="torch,keras", specs=2000)
 
 
 @nox.session(default=False)
@@ -127,7 +127,7 @@ def judges(session: nox.Session) -> None:
         pinned for pinned in constraints if pinned.startswith("torch==")
     ]  # the samples are private there
     session.install("-e", ".[all]", "expecttest", "pytest", "pytest-xdist", *torch)
-    _test(session, *SPREAD, "-m", "judges", "tests/test_judges.py", backends="torch,keras")
+    _test(session, *SPREAD, "-m", "judges", "tests/export/test_judges.py", backends="torch,keras")
 
 
 @nox.session(default=False)
@@ -135,8 +135,8 @@ def third_party(session: nox.Session) -> None:
     """The example of a backend, and Keras on JAX and torch, under the published tests: half an hour."""
     session.install("-e", ".[all]", "equinox", "jax", "pytest", "pytest-xdist", "scipy")
     session.install("--no-deps", "./examples/zoo-jax")
-    _test(session, *SPREAD, "-m", "not engines", "tests/test_engines.py", backends="torch,keras")
-    _test(session, *SPREAD, "-m", "engines", "tests/test_engines.py", backends="")
+    _test(session, *SPREAD, "-m", "not engines", "tests/backends/test_engines.py", backends="torch,keras")
+    _test(session, *SPREAD, "-m", "engines", "tests/backends/test_engines.py", backends="")
     with session.chdir("examples/zoo-jax"):
         _test(session, *SPREAD, "tests", backends="")
 
@@ -153,7 +153,7 @@ def sweep(session: nox.Session) -> None:
     """Ended or failed at every place where files are touched (strace if there is one): about an hour."""
     session.install("-e", ".[all]", "pytest")
     session.env["ZOO_SWEEP"] = "all"
-    _test(session, "-s", "tests/test_crash_sweep.py", backends="torch,keras")
+    _test(session, "-s", "tests/hostile/test_crash_sweep.py", backends="torch,keras")
 
 
 @nox.session(default=False)
@@ -161,7 +161,7 @@ def mutation(session: nox.Session) -> None:
     """Mutated files of every format for five minutes each, others each time; half an hour on two cores."""
     session.install("-e", ".", "pytest", "pytest-xdist")
     session.env["ZOO_MUTATION_SECONDS"] = "300"
-    _test(session, *SPREAD, "tests/test_hostile_files.py", backends="")
+    _test(session, *SPREAD, "tests/hostile/test_hostile_files.py", backends="")
 
 
 @nox.session(default=False)

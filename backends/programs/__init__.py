@@ -2,7 +2,7 @@
 
 One module per language, one rule per layer, named and ordered as in `backends`. A program says the
 same as the backend's lowering and computes in the same order, so that both give the same bits from
-the same weights; tests/test_code.py runs every one. Nothing here imports NumPy or a framework.
+the same weights; tests/backends/test_code.py runs every one. Nothing here imports NumPy or a framework.
 
 >>> import zoo
 >>> from export import code

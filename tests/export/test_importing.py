@@ -199,12 +199,12 @@ def test_a_wrong_weight_does_not_give_what_onnx_stores() -> None:
 
 
 def test_the_page_tells_what_fits() -> None:
-    project = Path(__file__).parents[1]
+    project = Path(__file__).parents[2]
     tested = tomllib.loads((project / "pyproject.toml").read_text())["tool"]["uv"]["constraint-dependencies"]
     if f"onnx=={onnx.__version__}" not in tested:
         pytest.skip(f"the page is about another onnx than {onnx.__version__}")
     text = (project / "docs" / "importing.md").read_text()
-    found = re.search(r"<!-- python tests/node_cases.py -->\n(.*)\n<!-- end -->", text, re.DOTALL)
+    found = re.search(r"<!-- python tests/helpers/node_cases.py -->\n(.*)\n<!-- end -->", text, re.DOTALL)
     assert found
     assert found[1] == node_cases.table()
 

@@ -180,7 +180,7 @@ def test_a_wrong_layer_does_not_give_what_pytorch_stored(name: str, fault: dict[
 @pytest.fixture(scope="module")
 def samples() -> tuple[operator_samples.Sample, ...]:
     """The samples that are expressed."""
-    project = Path(__file__).parents[1]
+    project = Path(__file__).parents[2]
     tested = tomllib.loads((project / "pyproject.toml").read_text())["tool"]["uv"]["constraint-dependencies"]
     if REQUIRED is None:
         pytest.importorskip("torch")

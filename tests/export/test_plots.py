@@ -847,7 +847,7 @@ except SystemExit:
 
 
 def test_docs_show_one_of_each_kind_and_how_it_is_made() -> None:
-    folder = Path(__file__).parents[1] / "docs"
+    folder = Path(__file__).parents[2] / "docs"
     page = (folder / "pictures.md").read_text()
     commands = re.findall(r"^`zoo plot ([^`]+)`:", page, re.MULTILINE)
     made = [next(word for word in line.split() if word in plotting.KINDS) for line in commands]

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from encoded_pictures import LOSSLESS, LOSSY
+from fresh import command, loaded
 from PIL import Image
-from test_imports import command, loaded
-from test_pictures import LOSSLESS, LOSSY
 
 import zoo
 from benchmarks.drawing import HAND_COUNT, STYLES, draw, grey

@@ -336,7 +336,7 @@ def test_a_script_shows_the_fault_where_it_is(tmp_path: Path) -> None:
     path = tmp_path / "script.py"
     path.write_text(reproduction.script(Case(model, init_weights(model)), ["a sentence"], ["torch"]))
     through = (
-        f"import sys; sys.path.append({str(Path(__file__).parent)!r})\n"
+        f"import sys; sys.path.append({str(Path(planted.__file__).parent)!r})\n"
         "import planted; from backends.process import client\n"
         "client.PRELUDE = planted.boot('padding on the opposite sides', 'torch')"
     )

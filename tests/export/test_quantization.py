@@ -51,7 +51,7 @@ from zoo.layers import (
 from zoo.model import Model
 from zoo.recipe import SGD, Recipe
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOFTMAX, LOGITS = "convnet-small", "cnn-padded"
 FEW = 64  # images to calibrate: enough here, and fast
 

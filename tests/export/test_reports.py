@@ -27,7 +27,7 @@ from zoo import cli
 from zoo.errors import InvalidInput
 
 TINY = "cnn-padded:out_1=4,out_2=4"
-SCHEMA = Path(__file__).parents[1] / "docs/report.schema.json"
+SCHEMA = Path(__file__).parents[2] / "docs/report.schema.json"
 COMMAND = ["zoo", "verify", TINY, "--weights", "init", "--data", "digits", "--backend", "torch"]
 HOSTILE = "\x1b[31m|<b>&`x`\n# [y](http://z) *w* \ufffe"
 

@@ -410,7 +410,7 @@ def test_a_backend_with_faults(framework: str, weights: dict[str, np.ndarray]) -
 
 def test_the_score_keeps_to_the_schema(small: Score) -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    schema = json.loads((Path(__file__).parents[1] / "docs" / "report.schema.json").read_text())
+    schema = json.loads((Path(__file__).parents[2] / "docs" / "report.schema.json").read_text())
     validator = jsonschema.Draft202012Validator(schema)
     data = json.loads(json.dumps(small.to_dict()))
     validator.validate(data)

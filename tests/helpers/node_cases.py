@@ -1,6 +1,6 @@
 """The cases of the onnx package's backend tests, as graphs of one input with the outputs that it stores.
 
-Of single operators, and of modules that PyTorch computed and exported. `python tests/node_cases.py` prints which of the first the language of layers expresses, operator by
+Of single operators, and of modules that PyTorch computed and exported. `python tests/helpers/node_cases.py` prints which of the first the language of layers expresses, operator by
 operator, and why it does not express the others: the table of docs/importing.md.
 """
 

@@ -28,8 +28,8 @@ from crashing import FAILURES, KILLED, Strace, Twin
 from zoo import runs
 
 ALL = os.environ.get("ZOO_SWEEP") == "all"
-TARGET = Path(__file__).parent / "crash_target.py"
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
+TARGET = ROOT / "tests" / "helpers" / "crash_target.py"
 POINTS = 40  # of a whole build
 EVERY = 1 if ALL else 61  # in the default sessions one place in so many, other ones for each failure
 HOWS = (KILLED, *FAILURES)

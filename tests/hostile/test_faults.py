@@ -37,7 +37,7 @@ from zoo.errors import DataError, MachineError
 from zoo.spec.form import from_dict
 from zoo.training import checkpoints
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = zoo.get("cnn-padded:out_1=2,out_2=2")
 
 
@@ -63,7 +63,7 @@ def test_every_case_has_tests_that_exist() -> None:
     """docs/faults.md names at least one test for each of sixty cases, and all of them exist."""
     known = {
         f"{path.name}::{node.name}"
-        for path in (ROOT / "tests").glob("test_*.py")
+        for path in (ROOT / "tests").rglob("test_*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     }
@@ -401,7 +401,7 @@ def test_certificates_that_are_not_there(tmp_path: Path) -> None:
 
 def test_a_complete_cache_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a write, a lock or the network; and through links."""
-    from test_data import idx
+    from idx_files import idx
 
     place, cache = tmp_path / "elsewhere", tmp_path / "cache"
     place.mkdir()

@@ -6,7 +6,6 @@ import contextlib
 import gzip
 import hashlib
 import http.server
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,16 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from idx_files import idx
 
 from zoo import data
 from zoo.data import download, sets
 from zoo.errors import DataError, InvalidInput, MachineError
-
-
-def idx(array: np.ndarray, element: int = 8) -> bytes:
-    """An array as the bytes of an IDX file."""
-    head = struct.pack(">BBBB", 0, 0, element, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
-    return head + array.astype(np.uint8).tobytes()
 
 
 @pytest.fixture

@@ -261,7 +261,7 @@ def test_dropout_and_pool_change_no_parameters() -> None:
 
 
 def test_the_readme_example_is_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (Path(__file__).parents[1] / "README.md").read_text()
+    text = (Path(__file__).parents[2] / "README.md").read_text()
     code = next(block for block in text.split("```python\n")[1:] if "@register" in block).split("```")[0]
     documented: dict[str, int] = {}
 

@@ -23,7 +23,7 @@ from zoo.randomness import uniform
 from zoo.spec import file, schema
 from zoo.spec.form import from_dict
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "docs" / "spec.schema.json"
 README = ROOT / "README.md"
 MODELS = [
