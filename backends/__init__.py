@@ -385,5 +385,5 @@ def _conflict(name: str, one: str, other: str, superfluous: str) -> BackendUnava
     )
 
 
-# The frameworks read these when they are imported: their own chatter is nobody's news.
+# Read by TensorFlow when it is imported: no start-up log.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

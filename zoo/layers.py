@@ -219,14 +219,14 @@ class Conv2d(Layer, Padded):
     def placement(self, input_shape: Shape) -> Placement:
         """The stride, the padding and the crop to give a framework, for the same numbers.
 
-        They are the layer's own and no crop, except where oneDNN (3.13, brg_conv_fwd:avx512_core, which
-        PyTorch and TensorFlow both run on channels-last float32) reads what is not its own:
+        Usually the layer's own values, without a crop. Two cases work around out-of-bounds reads in oneDNN
+        3.13 (brg_conv_fwd:avx512_core, which PyTorch and TensorFlow both run on channels-last float32):
 
-        - One channel whose output is one column gets no stride along the width and no columns beyond
-          its kernel. With them 2,042 of 2,071 such convolutions went wrong, so none.
-        - Where the padding on the right takes a kernel, one column more is padded and cut off again.
-          TensorFlow makes one operation of a padding and the convolution after it, and 5 of 1,402 such
-          ones ended the process; with the cut between the two none of 7,221.
+        - A single channel whose output is one column wide: stride 1 along the width, and no columns beyond
+          the kernel. With the layer's own values 2,042 of 2,071 such convolutions were wrong, so none.
+        - A padding on the right that is as wide as the kernel: one more column is padded, and cropped
+          afterwards. TensorFlow fuses a padding with the convolution after it, and 5 of 1,402 of these ended
+          the process; with the crop between them, none of 7,221.
         """
         top, left, bottom, right = self.padding
         channels, _, width = _image(self, input_shape)

@@ -23,8 +23,8 @@ from zoo.errors import DataError, InvalidInput, MachineError
 
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 1_000_000  # bytes
-NEW, OLD = ".zoo-new", ".zoo-old"  # folders in a swap; they are removed, so no user may have such names
-CHECKPOINT = ".zoo-checkpoint"  # so, too
+NEW, OLD = ".zoo-new", ".zoo-old"  # folders in a swap: reserved names, because we remove them
+CHECKPOINT = ".zoo-checkpoint"  # likewise reserved
 
 
 class Run:

@@ -93,7 +93,7 @@ class Worker:
     """A running backend process. Use it as a context manager; leaving ends the process."""
 
     def __init__(self, backend: str, threads: int | None = None, device: str = "cpu") -> None:
-        """Start the process, which imports its framework; what goes wrong there, the first request is told.
+        """Start the process, which imports its framework. Errors in that are raised by the first request.
 
         device: where networks are built, "cpu" or "cuda". Raises BackendUnavailable if the framework is not
         installed, MachineError if the backend has no such device.
@@ -254,7 +254,7 @@ class Workers:
     def start(self, names: Iterable[str]) -> None:
         """Let the processes of these backends import their frameworks while others work.
 
-        What goes wrong there is told when they are used.
+        Errors during start-up are raised when the backends are used.
         """
         for name in names:
             if name not in self._running:

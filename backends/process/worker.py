@@ -269,7 +269,7 @@ def _serve() -> None:
         return {}, {}
 
     try:
-        unusable, _ = _answer(load)  # told whoever asks
+        unusable, _ = _answer(load)  # a start-up error, sent in reply to every request
         while True:
             fields, arrays = messages.receive(source)
             do = fields.pop("do")

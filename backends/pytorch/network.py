@@ -67,8 +67,8 @@ class TorchNetwork:
         self._shares_masks = self._changes_rate = False
         self._optimizer: torch.optim.Optimizer | None = None
         self._recipe: Optimizer | None = None
-        self._slots: dict[int, dict[str, Tensor]] = {}  # of a restored state, not yet taken up
-        self._random: Tensor | None = None  # so, too
+        self._slots: dict[int, dict[str, Tensor]] = {}  # optimiser state of a checkpoint, for the next epoch
+        self._random: Tensor | None = None  # likewise the random state
         self._seen: dict[str, Tensor] = {}  # by hooks, during one pass
         self._load(check(model, weights))
 
@@ -344,7 +344,7 @@ class CompiledTorchNetwork(TorchNetwork):
 
 
 def laid_out(value: Tensor, parameter: Tensor) -> Tensor:
-    """A tensor of an optimiser in its parameter's memory layout, in which it was before it was stored."""
+    """A tensor of an optimiser in its parameter's memory layout, which safetensors does not keep."""
     if value.shape != parameter.shape:
         return value  # a count of steps
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

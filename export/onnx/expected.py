@@ -20,7 +20,7 @@ from zoo.weights import digest
 Array = np.ndarray
 
 MOST_MADE = 4
-_made: dict[tuple[Model, str], dict[str, str]] = {}  # a file, its layers, native ones: one after another
+_made: dict[tuple[Model, str], dict[str, str]] = {}  # to_onnx is called several times for the same weights
 
 
 def carried(model: Model, weights: Mapping[str, Array]) -> dict[str, str]:

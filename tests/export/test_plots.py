@@ -763,7 +763,7 @@ def test_an_exported_file_is_a_model(command, tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["cnn-padded", "kernles"], 2, "unknown plot 'kernles'; did you mean 'kernels'?"),
-        (["cnn-padded"], 2, "it is not said what of cnn-padded to plot; known: kernels, grid"),
+        (["cnn-padded"], 2, "say what of cnn-padded to plot; known: kernels, grid"),
         (["covnet"], 2, "unknown model 'covnet'; did you mean 'convnet'"),
         (["kernels"], 2, "kernels needs a model; run: zoo plot MODEL kernels"),
         (["covnet", "kernels"], 2, "unknown model 'covnet'; did you mean 'convnet'"),

@@ -96,7 +96,7 @@ def plot(model: str, what: str | None, file: Path | None, show: bool, as_json: b
         if model in KINDS:
             raise InvalidInput(f"{model} needs a model", "", f"run: zoo plot MODEL {model}")
         model_of(model)
-        raise InvalidInput(f"it is not said what of {model} to plot", "", nearest("", KINDS))
+        raise InvalidInput(f"say what of {model} to plot", "", nearest("", KINDS))
     if what not in KINDS:
         raise InvalidInput(f"unknown plot {what!r}", "", nearest(what, KINDS))
     if show:

@@ -13,8 +13,8 @@ def receptive_fields(model: Model) -> dict[str, tuple[int, int]]:
     A window of `kernel` inputs at a stride grows the field by (kernel - 1) * jump and multiplies the
     jump, the distance in the image between neighbouring outputs, by the stride; both start at 1
     (Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks", 2019).
-    A dense layer is a window over all positions of the map before it. A join sees from the first to the
-    last of what its branches see. Padding counts like the image, but no field is larger than the image.
+    A dense layer is a window over all positions of the map before it. A join's field spans
+    the union of its branches' fields. Padding counts like the image, but no field is larger than the image.
     """
     seen = [_seen_along(model, axis) for axis in (0, 1)]
     height, width = model.input_shape[1:]
