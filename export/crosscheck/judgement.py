@@ -5,9 +5,10 @@ noise, probes and extremes (export.crosscheck.inputs).
 
 A layer's own rounding is bounded by export.crosscheck.limits. What the layers before it add is measured: the
 reference runs once more, each layer's output shaken by errors as large as rounding usually is, with random
-signs; a mean, or a local normalisation, by what a running float32 sum really loses on its input as well.
-What comes out is the noise that float32 has in this network, for this image. Real runtimes stay within SHAKEN
-times it; unlike a bound it does not grow beyond all measure in deep networks.
+signs, half of them for each number and half for a whole map of a channel; a mean, or a local normalisation,
+by what a running float32 sum really loses on its input as well. What comes out is the noise that float32 has
+in this network, for this image. Real runtimes stay within SHAKEN times it; unlike a bound it does not grow
+beyond all measure in deep networks.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import prod
+from math import prod, sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -188,7 +189,10 @@ def judge_layers(network: ReferenceNetwork, images: np.ndarray) -> dict[str, Exp
             noise = np.abs(moved - y).max(axis=tuple(range(1, y.ndim)), initial=0)
             tensors[node.path] = y
             lost = running(node.layer, x)
-            own_error = _signs(f"{number}/{node.path}", y.shape) * (own.typical + own.flushed)
+            signs = _signs(f"{number}/{node.path}", y.shape)
+            if y.ndim == 4:  # over a flat map every position errs alike, and a mean takes nothing away
+                signs = (signs + _signs(f"{number}/{node.path}/maps", (*y.shape[:2], 1, 1))) / sqrt(2)
+            own_error = signs * (own.typical + own.flushed)
             shaken[node.path] = moved + own_error + (0 if lost is None else lost - y)
             with np.errstate(over="ignore"):  # limits beyond float32 become infinite
                 bound, usual = own.bound.astype(np.float32), own.expected.astype(np.float32)

@@ -110,7 +110,13 @@ def batch_norm(layer: BatchNorm, node: Node, x: str, y: str) -> tuple[list[NodeP
 def local_response_norm(
     layer: LocalResponseNorm, node: Node, x: str, y: str
 ) -> tuple[list[NodeProto], Weights]:
+    """Of one channel by its formula: onnxruntime keeps a running sum over the channels, and what is left when
+    a large square leaves it can be more than the next one, or negative: NaN."""
     chain = _Chain(node.path)
+    if layer.size == 1:
+        scaled = chain.add("scaled", "Mul", chain.add("square", "Mul", x, x), layer.alpha)
+        power = chain.add("power", "Pow", chain.add("sum", "Add", scaled, layer.k), layer.beta)
+        return chain.end(y, "Div", x, power)
     return chain.end(y, "LRN", x, size=layer.size, alpha=layer.alpha, beta=layer.beta, bias=layer.k)
 
 

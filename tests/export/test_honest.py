@@ -11,12 +11,28 @@ from backends.process.client import Workers
 from backends.reference.network import ReferenceNetwork
 from backends.reference.rules import apply
 from export.crosscheck import limits, probes
+from export.inference.session import Session
+from export.onnx.file import serialize
+from export.onnx.graph import to_onnx
 from export.selftest import GENERATORS, sweep, trained
 from export.selftest.hard import DENORMAL, GATES, INTEGER, LARGEST, hard_case
+from export.selftest.honest import hear
 from export.selftest.random_models import Case, Seeded
 from zoo import pretrained
-from zoo.layers import BatchNorm, Concat, Conv2d, GlobalAvgPool2d, Join, Normalize, Residual, Scale, Sigmoid
-from zoo.model import IMAGE
+from zoo.layers import (
+    BatchNorm,
+    Concat,
+    Conv2d,
+    GlobalAvgPool2d,
+    Join,
+    LocalResponseNorm,
+    Normalize,
+    Residual,
+    Scale,
+    Sigmoid,
+)
+from zoo.model import IMAGE, Model
+from zoo.recipe import SGD, Recipe
 from zoo.weights import check
 
 HARD = [hard_case(Seeded(seed)) for seed in range(150)]
@@ -137,3 +153,20 @@ def test_an_accusation_says_how_to_hear_it_again(generator: str, monkeypatch: py
     assert found.alarms
     assert found.alarms[0].startswith(f"{generator}, seed 2000")
     assert f"again: zoo selftest --no-faults --generator {generator} --seed 2000" in found.alarms[0]
+
+
+@pytest.mark.parametrize("seed", [532, 541])
+def test_cases_that_were_accused(seed: int) -> None:
+    """Errors that are alike all over a flat map, and a normalisation of one channel after huge squares."""
+    with Workers(threads=1) as workers:
+        case = GENERATORS["hard"](seed, workers)
+        report = hear(case.model, case.weights, case.images, [], workers)
+    assert report.passed, [(verdict.witness, verdict.max_ratio) for verdict in report.verdicts]
+
+
+def test_a_normalisation_of_one_channel_does_not_depend_on_the_others() -> None:
+    layer = LocalResponseNorm(1, alpha=1.0, beta=1.0, k=1.0)
+    model = Model("m", (3, 1, 2), (layer,), Recipe(SGD(0.1), batch_size=1, epochs=1), labels=())
+    images = np.array([1e6, 1.0, 1e-3, 1e8, 2.0, 0.5], np.float32).reshape(1, 3, 1, 2)
+    got = Session(serialize(to_onnx(model, {}))).predict(images)
+    np.testing.assert_allclose(got, images / (1 + images.astype(np.float64) ** 2), rtol=1e-6)
