@@ -116,37 +116,44 @@ class Job:
         return "; ".join(_differences((self.run.manifest() or {})["inputs"], self.inputs))
 
     def take_up(self) -> Checkpoint | None:
-        """The checkpoint to go on from, if there is one of this run.
-
-        The number of threads becomes the checkpoint's, unless the user has chosen another. A checkpoint that
-        does not serve is a line for the user, and an error if it was asked for.
-        """
-        kept, options = self.run.checkpoint, self.options
-        if options.resume is False or (options.force and options.resume is None):
-            return None
-        try:
-            manifest = kept.manifest()
-            if manifest is None:
-                return None
-            before, now = manifest["inputs"], dict(self.inputs)
-            if not machine.chosen_threads() and machine.is_thread_count(before.get("threads")):
-                now["threads"] = before["threads"]
-            if differing := _differences(before, now):
-                raise InvalidInput(
-                    f"the checkpoint is of another run: {'; '.join(differing)}",
-                    kept.path,
-                    "--no-resume trains anew",
-                )
-            start = checkpoints.load(self.run)
-        except (DataError, InvalidInput) as error:
-            if options.resume:
-                raise
-            self.tell(f"{error.what}: it is left out")
-            return None
-        self.inputs = now
-        done = start.epoch > now["epochs"]
-        self.tell("trained before" if done else f"going on in epoch {start.epoch} after step {start.step}")
+        """The checkpoint to go on from, if there is one; the inputs become those of the whole training."""
+        start, self.inputs = take_up(self.run, self.inputs, self.options, self.tell)
         return start
+
+
+def take_up(
+    run: runs.Run, inputs: dict[str, Any], options: Options, tell: Say
+) -> tuple[Checkpoint | None, dict[str, Any]]:
+    """The checkpoint to go on from, if there is one of this run, and the run's inputs with it.
+
+    They are the given ones but for the number of threads, which is the checkpoint's unless the user has
+    chosen another. A checkpoint that does not serve is a line for the user, and an error if it was asked for.
+    """
+    kept = run.checkpoint
+    if options.resume is False or (options.force and options.resume is None):
+        return None, inputs
+    try:
+        manifest = kept.manifest()
+        if manifest is None:
+            return None, inputs
+        before, now = manifest["inputs"], dict(inputs)
+        if not machine.chosen_threads() and machine.is_thread_count(before.get("threads")):
+            now["threads"] = before["threads"]
+        if differing := _differences(before, now):
+            raise InvalidInput(
+                f"the checkpoint is of another run: {'; '.join(differing)}",
+                kept.path,
+                "--no-resume trains anew",
+            )
+        start = checkpoints.load(run)
+    except (DataError, InvalidInput) as error:
+        if options.resume:
+            raise
+        tell(f"{error.what}: it is left out")
+        return None, inputs
+    done = start.epoch > now["epochs"]
+    tell("trained before" if done else f"going on in epoch {start.epoch} after step {start.step}")
+    return start, now
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -22,6 +22,7 @@ import pytest
 import zoo
 from backends.process.client import RemoteNetwork
 from export.runs import build
+from export.runs.job import take_up
 from export.runs.options import Options
 from zoo import data
 from zoo.errors import DataError, Diverged, Interrupted, InvalidInput, MachineError
@@ -256,20 +257,20 @@ def test_a_damaged_checkpoint_is_left_out(
         checkpoints.save(run, Checkpoint.from_dict(GOOD, {"w": np.zeros(3)}), inputs)
     path = run.checkpoint.path / file
     said: list[str] = []
-    start, _ = build._start(run, "it", inputs, Options(), said.append)
+    start, _ = take_up(run, inputs, Options(), said.append)
     assert start is not None
     path.write_bytes(damage(path.read_bytes()))
     if file == "manifest.json" and damage is _flip:
         path.write_bytes(path.read_bytes().replace(b'"sha256": "', b'"sha256": "0', 1))
-    assert build._start(run, "it", inputs, Options(), said.append)[0] is None
+    assert take_up(run, inputs, Options(), said.append)[0] is None
     assert said[-1].endswith("it is left out")
     with pytest.raises(DataError):
-        build._start(run, "it", inputs, Options(resume=True), said.append)
-    assert build._start(run, "it", inputs, Options(resume=False), said.append)[0] is None
-    assert build._start(run, "it", inputs, Options(force=True), said.append)[0] is None
+        take_up(run, inputs, Options(resume=True), said.append)
+    assert take_up(run, inputs, Options(resume=False), said.append)[0] is None
+    assert take_up(run, inputs, Options(force=True), said.append)[0] is None
     with run.lock():  # the next one takes its place
         checkpoints.save(run, Checkpoint.from_dict(GOOD, {"w": np.ones(3)}), inputs)
-    start, _ = build._start(run, "it", inputs, Options(force=True, resume=True), said.append)
+    start, _ = take_up(run, inputs, Options(force=True, resume=True), said.append)
     assert start is not None
     np.testing.assert_array_equal(start.tensors["w"], np.ones(3))
 
@@ -281,14 +282,14 @@ def test_the_threads_of_a_checkpoint_are_kept(tmp_path: Path, monkeypatch: pytes
         checkpoints.save(run, Checkpoint.from_dict(GOOD, {"w": np.zeros(3)}), {**given, "threads": 7})
     said: list[str] = []
     monkeypatch.delenv("ZOO_THREADS", raising=False)
-    start, inputs = build._start(run, "it", given, Options(), said.append)
+    start, inputs = take_up(run, given, Options(), said.append)
     assert start is not None
     assert inputs == {**given, "threads": 7}
-    start, inputs = build._start(run, "it", {**given, "seed": 1}, Options(), said.append)
+    start, inputs = take_up(run, {**given, "seed": 1}, Options(), said.append)
     assert start is None
     assert inputs["threads"] == 2, "another run has the machine's"
     monkeypatch.setenv("ZOO_THREADS", "2")
-    start, inputs = build._start(run, "it", given, Options(), said.append)
+    start, inputs = take_up(run, given, Options(), said.append)
     assert start is None
     assert "threads was 7, now 2" in said[-1]
     assert inputs["threads"] == 2

@@ -68,7 +68,7 @@ def test_metadata_tell_what_the_file_is(model: Model) -> None:
 def test_the_same_bytes_in_every_process() -> None:
     script = (
         "import zoo, export, hashlib\n"
-        "from export.onnx.graph import serialize\n"
+        "from export.onnx.file import serialize\n"
         "for name in zoo.names():\n"
         "    m = zoo.get(name)\n"
         "    print(hashlib.sha256(serialize(export.to_onnx(m, zoo.init_weights(m)))).hexdigest())\n"
