@@ -69,6 +69,7 @@ UNITS = 32
 TYPICAL_UNITS = 1  # measured: 0.25 to 0.6 as a root mean square in convolutions
 ACTIVATION_UNITS = 16  # measured: 8.6 in the tail of onnxruntime's sigmoid, 3.8 elsewhere
 NORMAL = 2.0**-126  # the smallest float32 that is not denormal
+LARGEST_ERROR = 1e100  # a bound beyond it bounds nothing, but must not become infinite: times 0 that is NaN
 FLOOR = 2.0**-110  # frameworks may take denormal numbers, and products that are, for zero
 
 
@@ -311,16 +312,18 @@ def _(layer: LocalResponseNorm, x: Array, w: Mapping[str, Array], error: Array) 
 
 @carry.register
 def _(layer: Activation, x: Array, w: Mapping[str, Array], error: Array) -> Array:
-    """The error times the steepest slope."""
+    """The error times the steepest slope, at most as far as the layer's values lie apart."""
     match layer:
         case LeakyReLU():
             return max(1.0, abs(layer.slope)) * error
         case ELU():
             return max(1.0, abs(layer.alpha)) * error
         case Sigmoid():
-            return error / 4
+            return np.minimum(error / 4, 1)
         case HardSigmoid():
-            return error / 6
+            return np.minimum(error / 6, 1)
+        case Tanh():
+            return np.minimum(error, 2)
         case GELU() | SiLU() | HardSwish():
             return 1.5 * error  # 1.13, 1.10 and 1.5
     return error
@@ -369,11 +372,10 @@ def bridge(layer: Layer, x: Any, w: Mapping[str, Array], own: Rounding, before: 
     units = max(float(np.max(own.most, initial=0)), *(0.0 if part is None else part.units for part in parts))
     inputs = x if several else (x,)
     errors = tuple(
-        np.zeros(value.shape) if part is None else units * part.magnitude
+        np.zeros(value.shape) if part is None else np.minimum(units * part.magnitude, LARGEST_ERROR)
         for value, part in zip(inputs, parts, strict=True)
     )
-    with np.errstate(over="ignore"):
-        carried = carry(layer, x, w, errors if several else errors[0])
+    carried = np.minimum(carry(layer, x, w, errors if several else errors[0]), LARGEST_ERROR)
     return Bridge(carried / units + UNIT * own.scale, units)
 
 

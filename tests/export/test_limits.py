@@ -12,6 +12,7 @@ from backends.testing.layer_table import RECIPE, rows
 from export.crosscheck import judge, limits, probes
 from export.crosscheck.inputs import LAYER_IMAGES, layer_images
 from export.crosscheck.judgement import judge_layers
+from export.crosscheck.limits import Bridge, bridge, carry, rounding
 from export.inference.session import Session
 from export.onnx.file import serialize
 from export.onnx.graph import to_onnx
@@ -324,3 +325,20 @@ def test_denormal_pixels_loosen_nothing_but_what_they_add() -> None:
     layer, w = Dense(1), {"weight": np.array([[0.5, 0.5]]), "bias": np.array([100.0])}
     bright, dim = (_rounding(layer, np.array([[second, 1.0]]), w).bound for second in (0.0, 1e-39))
     np.testing.assert_allclose(dim, bright, rtol=0.5)  # one term more
+
+
+def test_bridges_over_many_gates_stay_numbers() -> None:
+    """Each squares the bound of the one before; a hidden layer that gives 0 made NaN of an infinite one."""
+    gate, conv = Scale((Sigmoid(),)), Conv2d(1, 1)
+    x, w = np.array([0.0, 3.0]).reshape(1, 1, 1, 2), {"weight": np.array([[[[0.0]]]]), "bias": np.zeros(1)}
+    before = Bridge(np.full(x.shape, 1e90), 10.0)
+    for _ in range(20):
+        inside = bridge(gate, (x, x), {}, rounding(gate, (x, x), x, {}), (before, before))
+        before = bridge(conv, x, w, _rounding(conv, x, w), inside)
+        assert np.isfinite(inside.bound).all()
+        assert np.isfinite(before.bound).all()
+
+
+@pytest.mark.parametrize(("layer", "most"), [(Sigmoid(), 1.0), (HardSigmoid(), 1.0), (Tanh(), 2.0)])
+def test_what_is_bounded_carries_no_more_than_it_can_differ(layer: Activation, most: float) -> None:
+    assert carry(layer, np.zeros((1, 1)), {}, np.full((1, 1), 1e9)).max() == most
