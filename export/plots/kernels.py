@@ -35,7 +35,7 @@ def kernels_figure(
     for i, (name, values) in enumerate(panels):
         axes = sheet.axes(left + i * (width + gap), top, width, height)
         drawn = draw_tiles(axes, values, limits)
-        axes.set(title=name, xlabel="column", ylabel="" if i else "first kernel of the row")
+        axes.set(title=name, xlabel="column", ylabel="" if i else "kernel")
     sheet.color_bar(drawn, right - gap + 0.15, top, max(height, 1), "weight")
     return sheet.figure
 
