@@ -1,8 +1,8 @@
-"""A model: a named tuple of layers with its recipe and provenance, and its strict JSON form.
+"""A model: a named tuple of layers with its recipe and provenance.
 
 `walk()` is the one place where shapes are inferred and layers are named; every consumer (weights,
 reference, lowerings, ONNX, reports) reads it. A model that cannot run cannot be constructed.
-Its JSON data hold every field with every default written out; `from_dict` refuses what it does not know.
+Its JSON data hold every field with every default written out; zoo.spec.form reads them back.
 """
 
 from __future__ import annotations

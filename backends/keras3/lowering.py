@@ -4,10 +4,6 @@ Layout knowledge lives here and nowhere else. Keras computes on (N, H, W, C); a 
 input, one before each Flatten and one after a last layer that gives an image keep the outside NCHW,
 so that dense weights have the same rows as everywhere else and the exported graph has no Transpose
 between its layers.
-
-Keras' own Adam and RMSprop put epsilon elsewhere than the documents' framework does, and its
-cross-entropy undoes a softmax in front of it; the optimisers and the loss below follow the
-recipe's formulas instead. They are ordinary Keras classes, compiled by Keras' own training.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A model as a Keras model that infers and trains: zoo.network.Network for Keras."""
+"""A model as a Keras model that infers and trains: zoo.network.Network for Keras.
+
+Keras' own cross-entropy undoes a softmax in front of it, so the loss here follows the recipe's formula.
+"""
 
 from __future__ import annotations
 

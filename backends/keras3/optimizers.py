@@ -1,4 +1,8 @@
-"""The recipe's optimisers in Keras, by the recipe's formulas."""
+"""The recipe's optimisers in Keras, by the recipe's formulas.
+
+Keras' own Adam and RMSprop put epsilon elsewhere than the documents' framework does. These are ordinary Keras
+classes, compiled by Keras' own training.
+"""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ same as the backend's lowering and computes in the same order, so that both give
 the same weights; tests/backends/test_code.py runs every one. Nothing here imports NumPy or a framework.
 
 >>> import zoo
->>> from export import code
->>> print(code.program(zoo.get("convnet"), "torch").splitlines()[0])
+>>> from backends import programs
+>>> print(programs.program(zoo.get("convnet"), "torch").splitlines()[0])
 \"""The network convnet as a PyTorch program.
 """
 

@@ -1,9 +1,8 @@
-"""PyTorch: one rule per layer, a torch.nn.Sequential named by the layers' paths, autograd.
+"""PyTorch: one rule per layer, and a torch.nn.Sequential named by the layers' paths.
 
 A join is a module that holds one Sequential per branch, so paths are torch's own names of submodules.
 
 Weights are torch's own layout already, so canonical and torch names and arrays are the same.
-Training follows the recipe's written formulas, which are torch's; every hyper-parameter is passed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The recipe's optimisers in PyTorch."""
+"""The recipe's optimisers in PyTorch: its formulas are torch's, and every hyper-parameter is passed."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Files that are not known to come from here: what they may contain, and a process of their own to run in.
+"""A process of its own for a file that is not known to come from here.
 
-onnxruntime is a large program in C++ that trusts what it loads. A foreign file is therefore looked through
-first, by the wire format alone: only operators that the zoo and the frameworks' exporters write, no
-subgraphs (loops, branches), no functions, no operators of other domains. Then it is run in a child process
-with limits on memory, time and files; whatever becomes of that process, this one goes on.
+onnxruntime is a large program in C++ that trusts what it loads. A foreign file is looked through first
+(operators.py), then run in a child process with limits on memory, time and files; whatever becomes of that
+process, this one goes on.
 """
 
 from __future__ import annotations

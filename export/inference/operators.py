@@ -1,4 +1,8 @@
-"""What a foreign ONNX file may contain, by the wire format alone."""
+"""What a foreign ONNX file may contain, by the wire format alone.
+
+Only operators that the zoo and the frameworks' exporters write: no subgraphs (loops, branches), no functions,
+no operators of other domains.
+"""
 
 from __future__ import annotations
 

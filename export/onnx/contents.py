@@ -92,13 +92,13 @@ def parse_onnx(content: bytes, path: Path) -> tuple[Model, Weights]:
     Raises InvalidInput for a file in int8 or float16, which does not hold the weights that were trained.
     """
     model = _parsed(content, path)
-    found = _weights_in(content, model, path)
+    found = weights_in(content, model, path)
     if weights.digest(found) != seal.metadata(content).get("zoo.weights_sha256"):
         raise DataError("the weights differ from the hash that the file carries", path)
     return model, found
 
 
-def _weights_in(content: bytes, model: Model, path: Path) -> Weights:
+def weights_in(content: bytes, model: Model, path: Path) -> Weights:
     """The weights of a model in the content of an ONNX file, whatever hash it carries."""
     try:
         proto = onnx.load_from_string(content)

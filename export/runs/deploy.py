@@ -1,4 +1,4 @@
-"""Writing one ONNX file to deploy, after it was verified."""
+"""Writing one ONNX file to deploy, once it is verified."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finding a model with its weights on disk, and writing one ONNX file to deploy."""
+"""Finding a model with its weights: a name, a spec file, a run folder or an ONNX file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 import backends
 from export import crosscheck
-from export.onnx.contents import _weights_in, model_of, onnx_bytes, parse_onnx
+from export.onnx.contents import model_of, onnx_bytes, parse_onnx, weights_in
 from zoo import pretrained, runs, weights
 from zoo.errors import DataError
 from zoo.model import Model
@@ -77,7 +77,7 @@ def find(
             return _run(place, model)
         if place.suffix == ".onnx":
             content = onnx_bytes(place)
-            return Source(model, _weights_in(content, model, place), wish, files={wish: content})
+            return Source(model, weights_in(content, model, place), wish, files={wish: content})
         return Source(model, weights.load(place, model), wish)
     found = runs.find(out, model.name, folder)
     if found is not None:

@@ -1,7 +1,7 @@
-"""Training: epochs, batch order, validation, the best weights. A backend owns one epoch.
+"""Training: epochs, validation, checkpoints, the best weights. A backend owns one epoch.
 
 The same (model, weights, data, seed) gives every backend the same batches in the same order:
-the order is made here, from (seed, epoch), and handed over. Weights after the last epoch are the
+the order is made by order.py, from (seed, epoch), and handed over. Weights after the last epoch are the
 result, as documented; where the recipe holds out validation images, the best epoch's are kept too.
 A training that was ended between two steps goes on from a checkpoint as if it had not been.
 """
