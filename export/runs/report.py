@@ -42,6 +42,14 @@ class Finished:
         return native
 
     @property
+    def outputs(self) -> np.ndarray:
+        """What the published graph gives for the test images: (N, classes)."""
+        outputs = self.shipped.outputs
+        if outputs is None:
+            raise AssertionError("a verdict that passed has outputs")
+        return outputs
+
+    @property
     def native(self) -> crosscheck.Verdict:
         """What was said of the framework's own export."""
         return self.checked.verdict(crosscheck.native_name(self.job.backend))
@@ -90,8 +98,8 @@ class Finished:
 
     def _onnx(self) -> dict[str, Any]:
         shipped = self.shipped
-        if shipped.outputs is None or shipped.output is None or shipped.decisions is None:
-            raise AssertionError("a verdict that passed has outputs")
+        if shipped.output is None or shipped.decisions is None:
+            raise AssertionError("a verdict that passed has an output and decisions")
         # A native graph shows no logits before its softmax.
         logits = shipped.logits or self.checked.verdict(crosscheck.DIRECT).logits
         if logits is None:
@@ -100,7 +108,7 @@ class Finished:
             "exporter": self.job.options.exporter,
             "sha256": hashlib.sha256(self.onnx).hexdigest(),
             "bytes": len(self.onnx),
-            "accuracy": measures.accuracy(shipped.outputs, self.job.split.test_labels),
+            "accuracy": measures.accuracy(self.outputs, self.job.split.test_labels),
             "max_abs_diff": shipped.output.max_abs_diff,
             "limit": shipped.output.limit,
             "flips": len(shipped.decisions.flips),
@@ -110,10 +118,8 @@ class Finished:
 
     def _warnings(self) -> list[str]:
         """What is no failure, but worth a line: a class never predicted, other data than trained on."""
-        job, outputs = self.job, self.shipped.outputs
-        if outputs is None:
-            raise AssertionError("a verdict that passed has outputs")
-        predicted = np.bincount(outputs.argmax(axis=1), minlength=len(job.model.labels))
+        job = self.job
+        predicted = np.bincount(self.outputs.argmax(axis=1), minlength=len(job.model.labels))
         never = [label for label, count in zip(job.model.labels, predicted, strict=True) if not count]
         classes = "class" if len(never) == 1 else "classes"
         warnings = [f"never predicted: {classes} {', '.join(never)}"] if never else []
@@ -143,9 +149,7 @@ class Finished:
         from export.runs import gallery
 
         job, trained, model = self.job, self.trained, self.job.model
-        if self.shipped.outputs is None:
-            raise AssertionError("a verdict that passed has outputs")
-        pictures = gallery.pictures(model, trained, job.split, self.shipped.outputs, job.options.seed)
+        pictures = gallery.pictures(model, trained, job.split, self.outputs, job.options.seed)
         about = {"model": model.title, "backend": job.backend, "seed": job.options.seed}
         files = {
             "model.onnx": self.onnx,

@@ -12,6 +12,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Dataset:
     test_labels: np.ndarray
     source: str = ""
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """A hash of every image and label, whatever file they came from."""
         total = hashlib.sha256()
